@@ -1,0 +1,53 @@
+"""FlexOlmo for Hugging Face Transformers: named experts, exact opt-out, and training of one expert alone.
+
+Importing the package registers its classes with the Auto classes for `model_type` "flex_olmo"; see `register`. The
+other names are imported on first use, so that loading a model needs neither TRL nor datasets.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from flexolmo_hf.registration import register, unregister  # noqa: F401 (public)
+
+try:
+    __version__ = version("flexolmo-hf")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "AnchorMismatchError": "errors",
+    "ExpertPackage": "composition.package",
+    "ExpertSFTConfig": "trainers.config",
+    "ExpertSFTTrainer": "trainers.expert",
+    "FlexOlmoConfig": "modeling.configuration",
+    "FlexOlmoError": "errors",
+    "FlexOlmoForCausalLM": "modeling.model",
+    "FlexOlmoMixtureModel": "modeling.model",
+    "UnknownExpertError": "errors",
+    "freeze_except": "trainers.freezing",
+    "inspect_checkpoint": "composition.inspect",
+    "merge_experts": "composition.merge",
+    "unfreeze": "trainers.freezing",
+}
+
+__all__ = sorted([*_HOMES, "register", "unregister"])  # noqa: PLE0605 (a test holds it)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from where it lives."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.startswith("ExpertSFT"):
+        from flexolmo_hf._extras import require
+
+        require("train", "trl", "datasets")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__
+
+
+register()

@@ -1,0 +1,40 @@
+"""Tables for the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from flexolmo_hf.composition.inspect import CheckpointSummary, ExpertSummary
+
+
+def print_summary(summary: CheckpointSummary) -> None:
+    """Print what a checkpoint or package holds as a table."""
+    table = Table(title=summary.kind, title_justify="left")
+    for column in ("expert", "index", "parameters", "size", "file", "bias", "active"):
+        table.add_column(column, justify="right" if column in ("index", "parameters", "size", "bias") else "left")
+    for expert in summary.experts:
+        table.add_row(*_cells(expert))
+    if summary.shared_parameters:
+        table.add_row("(shared)", "", f"{summary.shared_parameters:,}", _megabytes(summary.shared_bytes), "", "", "")
+    console = Console()
+    console.print(table)
+    if summary.experts_per_token:
+        console.print(f"Each token uses {summary.experts_per_token} of {len(summary.experts)} experts.")
+    if summary.anchor_digest:
+        console.print(f"Anchor {summary.anchor_digest}")
+
+
+def _cells(expert: ExpertSummary) -> list[str]:
+    files = expert.files[0] if len(expert.files) == 1 else f"{len(expert.files)} files"
+    return [
+        expert.name,
+        "-" if expert.index is None else str(expert.index),
+        f"{expert.parameters:,}",
+        _megabytes(expert.bytes),
+        files,
+        "none" if expert.bias is None else f"{expert.bias:.3f}",
+        "yes" if expert.active else "no",
+    ]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB"

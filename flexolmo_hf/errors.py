@@ -1,0 +1,310 @@
+"""Every error this package raises on purpose, by kind of refusal.
+
+Each says what is wrong (with the value), the rule, and what to do. None of them carries data, prompts or full paths: of
+a path, only its last component is shown. The constructor arguments are the parts, not the finished text, which keeps
+the errors picklable across worker processes.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _some(items: Sequence[str], limit: int = 4) -> str:
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+class FlexOlmoError(ValueError):
+    """Base of all errors raised by this package on purpose."""
+
+
+class UnknownExpertError(FlexOlmoError):
+    """An expert name is not in the checkpoint."""
+
+    def __init__(self, name: str, known: Sequence[str]):
+        super().__init__(name, list(known))
+        self.name, self.known = name, list(known)
+
+    def __str__(self) -> str:
+        return f"Unknown expert {self.name!r}. This model has {self.known}.{_did_you_mean(self.name, self.known)}"
+
+
+class ExpertNotLoadedError(FlexOlmoError):
+    """An expert is in the checkpoint but was left out when the model was loaded."""
+
+    def __init__(self, name: str, loaded: Sequence[str]):
+        super().__init__(name, list(loaded))
+        self.name, self.loaded = name, list(loaded)
+
+    def __str__(self) -> str:
+        wanted = [*self.loaded, self.name]
+        return (
+            f"Expert {self.name!r} is in the checkpoint but was not loaded. In memory are {self.loaded}. "
+            f"Load the model again with active_experts={wanted}."
+        )
+
+
+class DuplicateExpertError(FlexOlmoError):
+    """The same expert name was given twice."""
+
+    def __init__(self, name: str, names: Sequence[str]):
+        super().__init__(name, list(names))
+        self.name, self.names = name, list(names)
+
+    def __str__(self) -> str:
+        return (
+            f"Expert {self.name!r} appears twice in {self.names}. "
+            "Expert names are unique, also when upper and lower case are ignored: they become file names. "
+            "Name each once."
+        )
+
+
+class EmptyExpertSetError(FlexOlmoError):
+    """A set of experts without any expert was given."""
+
+    def __init__(self, known: Sequence[str]):
+        super().__init__(list(known))
+        self.known = list(known)
+
+    def __str__(self) -> str:
+        return (
+            f"The set of active experts is empty. A model needs at least one of {self.known}. None means all of them."
+        )
+
+
+class ExpertTypeError(FlexOlmoError):
+    """Something that is not a list of names was given where expert names are meant."""
+
+    def __init__(self, value: Any, known: Sequence[str]):
+        super().__init__(value, list(known))
+        self.value, self.known = value, list(known)
+
+    def __str__(self) -> str:
+        hint = ""
+        if isinstance(self.value, int) and not isinstance(self.value, bool) and 0 <= self.value < len(self.known):
+            hint = f" Expert {self.value} is called {self.known[self.value]!r}."
+        return (
+            f"{self.value!r} ({type(self.value).__name__}) is not an expert name. Experts are chosen by name, "
+            f"as a list of str: this model has {self.known}.{hint}"
+        )
+
+
+class InvalidExpertNameError(FlexOlmoError):
+    """A name cannot be an expert's name, because it becomes a file name."""
+
+    def __init__(self, name: Any):
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name!r} cannot name an expert. A name is 1 to 64 of the characters a-z, A-Z, 0-9, "
+            "'_', '-' and '.', "
+            "and does not start with '.' or '-': it becomes a file name. Choose one such as 'math'."
+        )
+
+
+class ConfigurationError(FlexOlmoError):
+    """Two settings contradict each other."""
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}"
+
+
+class UnknownArgumentError(FlexOlmoError, TypeError):
+    """A keyword argument that nothing reads was given. It is refused, since it might have been an opt-out."""
+
+    def __init__(self, names: Sequence[str], known: Sequence[str]):
+        super().__init__(list(names), list(known))
+        self.names, self.known = list(names), list(known)
+
+    def __str__(self) -> str:
+        hints = "".join(_did_you_mean(name, self.known) for name in self.names)
+        return f"Unknown keyword argument(s) {self.names}: nothing reads them, so they are refused.{hints}"
+
+
+class NotFlexOlmoError(FlexOlmoError):
+    """A checkpoint is of another architecture."""
+
+    def __init__(self, model_type: str | None):
+        super().__init__(model_type)
+        self.model_type = model_type
+
+    def __str__(self) -> str:
+        remedy = (
+            "Turn the dense model into a FlexOlmo model first: FlexOlmoForCausalLM.from_dense(...) or `flexolmo init`."
+            if self.model_type == "olmo2"
+            else "Give a checkpoint whose config.json says model_type 'flex_olmo'."
+        )
+        return f"This is not a FlexOlmo checkpoint: its model_type is {self.model_type!r}, not 'flex_olmo'. {remedy}"
+
+
+class NotOlmo2Error(FlexOlmoError):
+    """A dense model that is not OLMo-2 was given as the public model."""
+
+    def __init__(self, model_type: str | None):
+        super().__init__(model_type)
+        self.model_type = model_type
+
+    def __str__(self) -> str:
+        return (
+            f"A FlexOlmo model starts from a dense OLMo-2 model (model_type 'olmo2'); this one is {self.model_type!r}. "
+            "Other architectures order norms and attention differently, so their weights would not fit."
+        )
+
+
+class IncompleteCheckpointError(FlexOlmoError):
+    """Tensors that the configuration asks for are not in the files, or have another shape."""
+
+    def __init__(self, missing: Sequence[str], mismatched: Sequence[str] = ()):
+        super().__init__(list(missing), list(mismatched))
+        self.missing, self.mismatched = list(missing), list(mismatched)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} missing ({_some(self.missing)})")
+        if self.mismatched:
+            parts.append(f"{len(self.mismatched)} of another shape ({_some(self.mismatched)})")
+        return (
+            f"The checkpoint does not hold what its config.json describes: {'; '.join(parts)}. "
+            "Random weights in their place would go unnoticed, so loading is refused. Download or export it again."
+        )
+
+
+class UnexpectedTensorError(FlexOlmoError):
+    """The files hold expert or router tensors that the configuration does not know."""
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(list(names))
+        self.names = list(names)
+
+    def __str__(self) -> str:
+        return (
+            f"The checkpoint holds {len(self.names)} expert or router tensor(s) its config.json does not describe "
+            f"({_some(self.names)}). Ignoring them would change the model, so loading is refused. "
+            "Check num_experts, expert_names and router_bias in config.json."
+        )
+
+
+class DamagedFileError(FlexOlmoError):
+    """A file is truncated, of another format, or not what its manifest says."""
+
+    def __init__(self, file: str, reason: str):
+        super().__init__(file, reason)
+        self.file, self.reason = file, reason
+
+    def __str__(self) -> str:
+        return f"{self.file!r} cannot be used: {self.reason}. Get the file again from where it came."
+
+
+class NonFiniteTensorError(FlexOlmoError):
+    """A tensor holds NaN or infinity."""
+
+    def __init__(self, tensor: str, where: str):
+        super().__init__(tensor, where)
+        self.tensor, self.where = tensor, where
+
+    def __str__(self) -> str:
+        return (
+            f"Tensor {self.tensor!r} of {self.where} holds NaN or infinite values. Weights are finite; "
+            "training has probably diverged. Go back to an earlier checkpoint or lower the learning rate."
+        )
+
+
+class NotAPackageError(FlexOlmoError):
+    """A folder is not an expert package."""
+
+    def __init__(self, folder: str, reason: str):
+        super().__init__(folder, reason)
+        self.folder, self.reason = folder, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder!r} is not an expert package: {self.reason}. A package is the folder written by "
+            "`flexolmo pack` or ExpertPackage.save_pretrained: expert.safetensors, manifest.json, README.md."
+        )
+
+
+class AnchorMismatchError(FlexOlmoError):
+    """A package was trained beside another public model."""
+
+    def __init__(self, package: str, settings: Sequence[str], tensors: Sequence[str]):
+        super().__init__(package, list(settings), list(tensors))
+        self.package, self.settings, self.tensors = package, list(settings), list(tensors)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.settings:
+            parts.append(f"settings that differ: {'; '.join(self.settings)}")
+        if self.tensors:
+            parts.append(f"{len(self.tensors)} shared tensor(s) that differ: {_some(self.tensors)}")
+        return (
+            f"Package {self.package!r} was trained beside another anchor ({'. '.join(parts)}). "
+            "All experts of a model share one frozen public model, bit for bit. "
+            "Merge it with the anchor it was trained on, in the same dtype, or train it again beside this one."
+        )
+
+
+class OutputFolderNotEmptyError(FlexOlmoError):
+    """The output folder already holds something."""
+
+    def __init__(self, folder: str):
+        super().__init__(folder)
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return (
+            f"The output folder {self.folder!r} is not empty. "
+            "Nothing is overwritten: name a new folder or empty this one."
+        )
+
+
+class NoSpaceError(FlexOlmoError, OSError):
+    """The disk is, or would become, full."""
+
+    def __init__(self, needed: int | None, free: int):
+        super().__init__(needed, free)
+        self.needed, self.free = needed, free
+
+    def __str__(self) -> str:
+        need = "More space is needed" if self.needed is None else f"{self.needed / 1e9:.3f} GB are needed"
+        return (
+            f"{need} and {self.free / 1e9:.3f} GB are free on the output disk. Nothing was left behind. "
+            "Make room or write elsewhere."
+        )
+
+
+class StageFailedError(FlexOlmoError):
+    """A stage of a longer job, run as its own process, has failed."""
+
+    def __init__(self, stage: str, log: str):
+        super().__init__(stage, log)
+        self.stage, self.log = stage, log
+
+    def __str__(self) -> str:
+        return f"The stage {self.stage!r} failed. What it printed is in {self.log!r} in the output folder."
+
+
+class MissingExtraError(FlexOlmoError, ImportError):
+    """Optional libraries are not installed."""
+
+    def __init__(self, extra: str, modules: Sequence[str]):
+        super().__init__(extra, list(modules))
+        self.extra, self.modules = extra, list(modules)
+
+    def __str__(self) -> str:
+        return (
+            f"This needs {', '.join(self.modules)}, which are not installed. "
+            f"Run: pip install 'flexolmo-hf[{self.extra}]'"
+        )

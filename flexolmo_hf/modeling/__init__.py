@@ -1,0 +1,1 @@
+"""The network: configuration, router, mixture, expert sets, checkpoint files, upcycling."""

@@ -1,0 +1,205 @@
+"""From files to modules and back: which tensors are read, what is refused, and what a partial model saves.
+
+The memory layout is the checkpoint's: ``model.layers.N.mlp.experts.E.{gate,up,down}_proj.weight`` and
+``model.layers.N.mlp.gate.weight`` are both the file's keys and the module's. Two things remain to be done. The router's
+matrix holds a row for every expert of the checkpoint, of which a partial model takes its own; and a partial model is
+saved as a smaller checkpoint, its experts numbered anew.
+"""
+
+import copy
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.utils import logging
+
+from flexolmo_hf.errors import (
+    ConfigurationError,
+    DamagedFileError,
+    IncompleteCheckpointError,
+    UnexpectedTensorError,
+)
+from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.expert_sets import ExpertSets
+from flexolmo_hf.modeling.names import PUBLIC
+
+logger = logging.get_logger(__name__)
+
+_EXPERT_KEY = re.compile(r"(?P<before>.*\.mlp\.experts\.)(?P<index>\d+)(?P<after>\..*)")
+
+
+class TakeLoadedRows(ConversionOps):
+    """Take the rows of the experts in memory from a router tensor that holds all of the checkpoint's."""
+
+    def convert(self, input_dict: Mapping[str, Any], *, config: FlexOlmoConfig, **_: Any) -> dict[str, torch.Tensor]:
+        """Select rows of the one tensor given.
+
+        Raises:
+            ValueError: If the tensor does not hold one row per expert of the checkpoint.
+        """
+        ((key, tensors),) = input_dict.items()
+        tensor = tensors[0] if isinstance(tensors, list) else tensors
+        indices = config.loaded_indices
+        if tensor.shape[0] != config.num_experts:
+            raise ValueError(f"{tensor.shape[0]} router rows for {config.num_experts} experts")
+        # All rows: hand the mapped file through, uncopied.
+        return {key: tensor if len(indices) == config.num_experts else tensor[indices]}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """What a model saves is what it holds."""
+        return _AsItIs()
+
+
+class _AsItIs(ConversionOps):
+    def convert(self, input_dict: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+        return dict(input_dict)
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return TakeLoadedRows()
+
+
+def register_weight_mapping(class_name: str) -> None:
+    """Tell transformers how files become modules, for the backbone's class name and no other.
+
+    Under the name of the type, or of a class that exists upstream too, the stock classes would stop loading.
+    """
+    converters = [
+        WeightConverter(source_patterns=key, target_patterns=key, operations=[TakeLoadedRows()])
+        for key in ("mlp.gate.weight", "mlp.gate.bias")
+    ]
+    register_checkpoint_conversion_mapping(class_name, converters, overwrite=True)
+
+
+def renumber(state_dict: Mapping[str, torch.Tensor], indices: list[int]) -> dict[str, torch.Tensor]:
+    """Rename the experts of a state dict from checkpoint indices to 0, 1, ... in the same order."""
+    new = {str(index): str(position) for position, index in enumerate(indices)}
+
+    def renamed(key: str) -> str:
+        match = _EXPERT_KEY.fullmatch(key)
+        return match["before"] + new[match["index"]] + match["after"] if match else key
+
+    return {renamed(key): tensor for key, tensor in state_dict.items()}
+
+
+class NamedExpertCheckpoint(ExpertSets):
+    """`from_pretrained` and `save_pretrained` for named experts; differs from upstream in what is refused."""
+
+    config: FlexOlmoConfig
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *model_args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a checkpoint, or the part of it that `active_experts` names.
+
+        Args:
+            path: A folder or a Hub repository.
+            *model_args: As upstream.
+            output_loading_info: Whether to return upstream's report of keys beside the model.
+            **kwargs: As upstream, and ``active_experts``: only these experts are created and read.
+
+        Returns:
+            The model in evaluation mode; with `output_loading_info`, the model and the report.
+
+        Raises:
+            NotFlexOlmoError: If the checkpoint is of another architecture.
+            IncompleteCheckpointError: If a tensor is missing or has another shape; upstream would put random weights
+                there.
+            UnexpectedTensorError: If there are expert or router tensors the configuration does not know.
+            DamagedFileError: If a file is truncated or no safetensors file.
+            UnknownArgumentError: If nothing reads a keyword.
+        """
+        if kwargs.setdefault("use_safetensors", True) is False:
+            raise ConfigurationError(
+                "use_safetensors=False asks for pickled weights, which can run code.",
+                "Convert the checkpoint to safetensors and leave the argument out.",
+            )
+        try:
+            loaded = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        except SafetensorError as error:
+            raise DamagedFileError(_first_damaged_file(path), "it is truncated or not a safetensors file") from error
+        model, report = loaded
+        _refuse_gaps(report)
+        model._check_public_bias()
+        return (model, report) if output_loading_info else model
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, state_dict: dict[str, torch.Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Save the experts in memory as a checkpoint of their own.
+
+        A model loaded with some of the experts is saved as a checkpoint that has only these. The set in force is saved
+        too: an expert that was switched off stays off when the checkpoint is loaded, until it is asked for.
+
+        Args:
+            save_directory: The folder to write.
+            state_dict: As upstream: what to save instead of the model's own state.
+            **kwargs: As upstream.
+        """
+        if self.config.router_bias:
+            logger.warning_once(
+                "This checkpoint carries router biases, which stock transformers and vLLM do not read. It loads as it is "
+                "meant only with flexolmo_hf."
+            )
+        indices = self.expert_indices
+        state = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
+        in_memory = self.config
+        self.config = self._config_to_save(indices)
+        try:
+            super().save_pretrained(save_directory, state_dict=renumber(state, indices), **kwargs)  # type: ignore[misc]
+        finally:
+            self.config = in_memory
+
+    def _config_to_save(self, indices: list[int]) -> FlexOlmoConfig:
+        config = copy.deepcopy(self.config)
+        names, active = self.expert_names, self.active_experts
+        config.num_experts = len(indices)
+        config.num_experts_per_tok = min(config.num_experts_per_tok, len(indices))
+        config.expert_names = names
+        config.active_experts = None if active == names else active
+        return config
+
+    def _expect_absent_experts(self) -> None:
+        """Let loading pass over the tensors of experts that this model was told to leave out."""
+        absent = sorted(set(range(self.config.num_experts)) - set(self.config.loaded_indices))
+        if absent:
+            pattern = rf"\.mlp\.experts\.({'|'.join(map(str, absent))})\."
+            self._keys_to_ignore_on_load_unexpected = {pattern}
+
+    def _check_public_bias(self) -> None:
+        if not self.config.router_bias or PUBLIC not in self.expert_names:
+            return
+        at = self.expert_names.index(PUBLIC)
+        biases = [mixture.gate.bias[at] for mixture in self.mixtures]
+        # Weights that were offloaded to disk stand as shapes only.
+        if any(not bias.is_meta and bool(bias != 0) for bias in biases):
+            raise ConfigurationError(
+                "The checkpoint gives the public expert a router bias.",
+                "The public expert has none (arXiv 2507.07024): set it to 0 in every layer.",
+            )
+
+
+def _refuse_gaps(report: Mapping[str, Any]) -> None:
+    mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    missing = sorted(report["missing_keys"])
+    if missing or mismatched:
+        raise IncompleteCheckpointError(missing, mismatched)
+    unexpected = sorted(key for key in report["unexpected_keys"] if ".mlp." in key)
+    if unexpected:
+        raise UnexpectedTensorError(unexpected)
+
+
+def _first_damaged_file(path: Any) -> str:
+    for file in sorted(Path(str(path)).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError:
+            return file.name
+    return "a weight file"

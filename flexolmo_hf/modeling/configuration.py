@@ -1,0 +1,91 @@
+"""The configuration: upstream's, plus the experts' names, the set in force and the router's bias."""
+
+from dataclasses import field
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import FlexOlmoConfig as UpstreamFlexOlmoConfig
+
+from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
+from flexolmo_hf.modeling.names import check_distinct, check_expert_name, default_expert_names, parse_expert_set
+
+
+@strict
+class FlexOlmoConfig(UpstreamFlexOlmoConfig):
+    """Differs from upstream's `FlexOlmoConfig` in that experts have names and may be left out.
+
+    Args:
+        num_experts: How many experts the checkpoint holds (upstream's meaning), whether or not they are loaded.
+        num_experts_per_tok: How many experts each token uses, at most; the number of active experts caps it. Default:
+            all of them, as in every released checkpoint (upstream's default of 5 fits none of them).
+        expert_names: One name per expert in checkpoint order; expert 0 is the public one. Default: ``public``,
+            ``expert_1``, ...
+        active_experts: The set in force, a subset of `expert_names`; None means all. Given at load time, only these
+            experts are created and read.
+        router_bias: Whether the router adds ``min(b, 0)`` with one learned scalar per expert and layer, fixed to 0 for
+            the public expert (arXiv 2507.07024).
+
+    Raises:
+        ConfigurationError: If the settings contradict each other.
+        FlexOlmoError: The kind of `flexolmo_hf.modeling.names` that fits, if a name is invalid, unknown or repeated.
+    """
+
+    # Experts are separate Linear layers here, so each one is split like a dense feed-forward network.
+    base_model_tp_plan = {
+        **{k: v for k, v in UpstreamFlexOlmoConfig.base_model_tp_plan.items() if ".mlp." not in k},
+        "layers.*.mlp.experts.*.gate_proj": "colwise",
+        "layers.*.mlp.experts.*.up_proj": "colwise",
+        "layers.*.mlp.experts.*.down_proj": "rowwise",
+    }
+    base_model_ep_plan = None
+
+    num_experts_per_tok: int = 0
+    expert_names: list[str] = field(default_factory=list)
+    active_experts: list[str] | None = None
+    router_bias: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in the defaults that depend on other settings and check the names."""
+        if self.num_experts_per_tok == 0:
+            self.num_experts_per_tok = self.num_experts
+        if not self.expert_names:
+            self.expert_names = default_expert_names(self.num_experts)
+        if len(self.expert_names) != self.num_experts:
+            raise ConfigurationError(
+                f"num_experts is {self.num_experts}, but there are {len(self.expert_names)} expert_names.",
+                "Give one name per expert.",
+            )
+        if self.num_experts_per_tok < 1:
+            raise ConfigurationError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, but each token needs an expert.",
+                "Choose at least 1; the number of active experts caps it.",
+            )
+        for name in self.expert_names:
+            check_expert_name(name)
+        check_distinct(self.expert_names)
+        if self.active_experts is not None:
+            self.active_experts = parse_expert_set(self.active_experts, self.expert_names)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build the configuration from a dictionary and overrides, as `from_pretrained` does.
+
+        Raises:
+            NotFlexOlmoError: If the dictionary is the configuration of another architecture.
+        """
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            raise NotFlexOlmoError(config_dict["model_type"])
+        if kwargs.get("active_experts") is not None:
+            # Upstream would assign the value after construction, past every check but the one of its type.
+            config_dict = {**config_dict, "active_experts": kwargs.pop("active_experts")}
+        known = config_dict.get("expert_names") or default_expert_names(config_dict.get("num_experts", cls.num_experts))
+        if config_dict.get("active_experts") is not None:
+            config_dict = {**config_dict, "active_experts": parse_expert_set(config_dict["active_experts"], known)}
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def loaded_indices(self) -> list[int]:
+        """Checkpoint indices of the experts that a model built from this configuration holds."""
+        names = parse_expert_set(self.active_experts, self.expert_names)
+        return [self.expert_names.index(name) for name in names]

@@ -1,0 +1,139 @@
+"""The router: one row, and optionally one bias, per expert; the set in force is a choice of rows.
+
+Shape letters: B batch, T tokens, H hidden, E experts in memory, A experts that are active.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.flex_olmo.modeling_flex_olmo import FlexOlmoTopKRouter
+
+from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+
+
+class FlexOlmoRouter(FlexOlmoTopKRouter):
+    """Differs from upstream's router in three ways: active rows, an optional negative bias, and one row trained alone.
+
+    Inactive experts are left out of the matrix instead of being masked: a row that is not there cannot leak into the
+    softmax, and the result is bit for bit that of a checkpoint merged without the expert.
+
+    Attributes:
+        weight: All rows in memory, ``(E, H)``: the checkpoint's matrix.
+        bias: All biases in memory, ``(E,)``, or None. The public expert's entry is 0.
+        trained_row: While one expert is trained, its row ``(H,)`` as a parameter of its own; else None.
+        trained_bias: Its bias ``(1,)``, or None.
+    """
+
+    def __init__(self, config: FlexOlmoConfig):
+        super().__init__(config)
+        loaded = len(config.loaded_indices)
+        self.weight = nn.Parameter(torch.zeros(loaded, config.hidden_size))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(loaded)) if config.router_bias else None)
+        self.register_parameter("trained_row", None)
+        self.register_parameter("trained_bias", None)
+        self.trained_position: int | None = None
+
+    def forward(
+        self, hidden_BTH: torch.Tensor, active: tuple[int, ...] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score the active experts for each token (arXiv 2507.07024).
+
+        Args:
+            hidden_BTH: The residual stream, any leading dimensions.
+            active: Positions of the active experts among those in memory, ascending; None for all.
+
+        Returns:
+            Logits ``(B*T, A)`` in the dtype of the input, flattened as upstream records them, and probabilities
+            ``(..., A)`` with the input's leading dimensions, float32.
+        """
+        weight, bias = self.rows(active)
+        logits = F.linear(hidden_BTH, weight, bias)
+        return logits.reshape(-1, logits.shape[-1]), logits.softmax(dim=-1, dtype=torch.float32)
+
+    def rows(self, active: tuple[int, ...] | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the matrix ``(A, H)`` and the clamped biases ``(A,)`` or None of the active experts."""
+        weight, bias = self._with_trained_row()
+        if bias is not None:
+            bias = bias.clamp(max=0)
+        if active is not None:
+            # Slices instead of an index list: a list would become a tensor on the host and wait for the device.
+            weight = torch.cat([weight[i : i + 1] for i in active])
+            bias = None if bias is None else torch.cat([bias[i : i + 1] for i in active])
+        return weight, bias
+
+    def _with_trained_row(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        at = self.trained_position
+        if at is None:
+            return self.weight, self.bias
+        weight = torch.cat([self.weight[:at], self.trained_row.unsqueeze(0), self.weight[at + 1 :]])
+        bias = self.bias
+        if bias is not None:
+            bias = torch.cat([bias[:at], self.trained_bias, bias[at + 1 :]])
+        return weight, bias
+
+    def split_row(self, position: int) -> None:
+        """Give one row (and bias) a parameter of its own, so that an optimizer cannot touch the others.
+
+        Weight decay, clipping and noise act on whole parameters; a mask on a shared matrix would not hold them back.
+
+        Args:
+            position: Which of the experts in memory.
+        """
+        self.join_row()
+        self.trained_row = nn.Parameter(self.weight.detach()[position].clone())
+        if self.bias is not None:
+            self.trained_bias = nn.Parameter(self.bias.detach()[position : position + 1].clone())
+        self.trained_position = position
+
+    def join_row(self) -> None:
+        """Write a row that was trained alone back into the matrix; without one, do nothing."""
+        if self.trained_position is None:
+            return
+        with torch.no_grad():
+            weight, bias = self._with_trained_row()
+            self.weight.copy_(weight)
+            if bias is not None:
+                self.bias.copy_(bias)
+        self.register_parameter("trained_row", None)
+        self.register_parameter("trained_bias", None)
+        self.trained_position = None
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # A checkpoint knows no row of its own: whoever asks for the state sees the joined matrix.
+        if self.trained_position is None:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
+        weight, bias = self._with_trained_row()
+        destination[prefix + "weight"] = weight if keep_vars else weight.detach()
+        if bias is not None:
+            destination[prefix + "bias"] = bias if keep_vars else bias.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        at, expected_missing = self.trained_position, []
+        if at is not None:
+            # Hand the split parameters their part of the joined matrix, without adding keys to the caller's dictionary.
+            state_dict = dict(state_dict)
+            if prefix + "weight" in state_dict:
+                state_dict[prefix + "trained_row"] = state_dict[prefix + "weight"][at]
+            if prefix + "bias" in state_dict:
+                state_dict[prefix + "trained_bias"] = state_dict[prefix + "bias"][at : at + 1]
+            expected_missing = [prefix + "trained_row", prefix + "trained_bias"]
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        missing_keys.extend(key for key in missing if key not in expected_missing)
+
+    def extra_repr(self) -> str:
+        """Say how many rows there are and whether they carry a bias."""
+        rows, width = self.weight.shape
+        return f"experts={rows}, hidden_size={width}, bias={self.bias is not None}"
