@@ -1,0 +1,1 @@
+"""How a model is made of parts: expert packages, fingerprints, merging, inspecting, cards."""

@@ -1,0 +1,87 @@
+"""Model cards, filled from manifests alone: no path, text or data set name can get into one."""
+
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from flexolmo_hf.composition.manifest import Manifest
+from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+
+CARD_FILE = "README.md"
+
+
+def write_package_card(folder: Path, manifest: Manifest, *, parameters: int) -> None:
+    """Write the card of an expert package.
+
+    Args:
+        folder: Where ``README.md`` goes.
+        manifest: The package's manifest.
+        parameters: How many parameters the expert adds to a model.
+    """
+    _write(
+        folder,
+        license=manifest.license,
+        title=f"Expert {manifest.name} for FlexOlmo",
+        summary="One expert of a FlexOlmo language model, trained alone by its owner beside a frozen public model.",
+        is_package=True,
+        experts=[_entry(manifest, index=1)],
+        parameters=parameters,
+        has_bias=manifest.router_bias,
+        anchor_digest=manifest.anchor.digest,
+    )
+
+
+def write_model_card(folder: Path, config: FlexOlmoConfig, manifests: Sequence[Manifest]) -> None:
+    """Write the card of a merged model.
+
+    Args:
+        folder: Where ``README.md`` goes.
+        config: The merged model's configuration.
+        manifests: Of the merged packages, in the order of the model's last experts.
+    """
+    known = dict(zip(config.expert_names[-len(manifests) :], manifests, strict=True))
+    experts = []
+    for index, name in enumerate(config.expert_names):
+        entry = _entry(known[name], index=index) if name in known else {"router_bias": False}
+        experts.append({**entry, "name": name, "index": index})
+    _write(
+        folder,
+        license="",
+        title=f"FlexOlmo with {', '.join(config.expert_names)}",
+        summary=(
+            f"A FlexOlmo language model of {config.num_experts} experts, put side by side without joint training. "
+            "Each can be left out by name."
+        ),
+        is_package=False,
+        experts=experts,
+        load_example=str(config.expert_names[:2]).replace("'", '"'),
+        has_bias=config.router_bias,
+        anchor_digest=manifests[0].anchor.digest,
+    )
+
+
+def _entry(manifest: Manifest, *, index: int) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "index": index,
+        "owner": manifest.owner,
+        "license": manifest.license,
+        "router_bias": manifest.router_bias,
+        "training": manifest.training,
+        "evaluation": manifest.evaluation,
+    }
+
+
+def _write(folder: Path, *, license: str, **content: Any) -> None:
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["flexolmo", "flex_olmo", "mixture-of-experts"],
+        license=license or None,
+    )
+    with as_file(files("flexolmo_hf") / "model_card_template.md") as template:
+        card = ModelCard.from_template(data, template_path=str(template), **content)
+    card.save(folder / CARD_FILE)

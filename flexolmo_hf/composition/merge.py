@@ -1,0 +1,187 @@
+"""Merging: experts are put side by side, with no training (arXiv 2507.07024).
+
+Tensors are mapped from the packages' files into the output's, so the memory needed is that of the router's matrices,
+not of the model.
+"""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+from flexolmo_hf.composition.card import write_model_card
+from flexolmo_hf.composition.fingerprint import AnchorFingerprint, fingerprint_anchor
+from flexolmo_hf.composition.folder import new_folder, refuse_nonempty
+from flexolmo_hf.composition.package import MATRICES, ExpertPackage
+from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
+from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, EmptyExpertSetError, NonFiniteTensorError
+from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
+
+Package = ExpertPackage | str | os.PathLike
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a merge works on: the anchor, the experts to add under their names, and the public router rows by layer."""
+
+    anchor: CheckpointReader
+    packages: dict[str, ExpertPackage]
+    public_rows: dict[int, torch.Tensor]
+    config: FlexOlmoConfig
+
+
+def merge_experts(
+    anchor: str | os.PathLike,
+    experts: Mapping[str, Package],
+    output_dir: str | os.PathLike,
+    *,
+    num_experts_per_tok: int | None = None,
+    router_bias: bool | None = None,
+    max_shard_size: int | str = "5GB",
+) -> Path:
+    """Compose one model of a public model and independently trained experts.
+
+    Everything is checked before anything is written: every package must have been trained beside this very anchor.
+
+    Args:
+        anchor: The public model: a dense OLMo-2 checkpoint, or a FlexOlmo checkpoint, whose experts are all kept.
+        experts: A package, or the folder of one, by the name it shall have in the merged model.
+        output_dir: A folder that does not exist yet or is empty.
+        num_experts_per_tok: How many experts each token uses; default all of them, as in the released models.
+        router_bias: Whether the merged model uses the packages' biases; default if any package has them. Without, stock
+            transformers computes the same.
+        max_shard_size: Largest weight file; each expert has files of its own.
+
+    Returns:
+        `output_dir` as a path. The folder holds ``model-shared-*.safetensors``, ``model-expert-NAME-*.safetensors``,
+        their index, the configuration, the anchor's tokenizer and a model card.
+
+    Raises:
+        AnchorMismatchError: If a package belongs to another anchor; names what differs.
+        DuplicateExpertError, InvalidExpertNameError, EmptyExpertSetError: If a name is taken, unusable, or none is
+        given. NotAPackageError, DamagedFileError, NonFiniteTensorError: If a package or the anchor cannot be trusted.
+        OutputFolderNotEmptyError, NoSpaceError: If the output has no place.
+    """
+    refuse_nonempty(output_dir)
+    parts = _checked_parts(anchor, experts, num_experts_per_tok, router_bias)
+    groups = {"shared": _shared_tensors(parts), **_expert_tensors(parts)}
+    size = sum(t.numel() * t.element_size() for group in groups.values() for t in group.values())
+    with new_folder(output_dir, needed_bytes=size) as partial:
+        _write_weights(partial, groups, max_shard_size)
+        parts.config.save_pretrained(partial)
+        for file in non_weight_files(parts.anchor.folder):
+            shutil.copyfile(file, partial / file.name)
+        write_model_card(partial, parts.config, [package.manifest for package in parts.packages.values()])
+    return Path(output_dir)
+
+
+def _checked_parts(
+    anchor: str | os.PathLike, experts: Mapping[str, Package], per_token: int | None, router_bias: bool | None
+) -> _Parts:
+    reader = CheckpointReader(anchor)
+    if reader.config.expert_names[0] != PUBLIC:
+        raise ConfigurationError(
+            f"The anchor's first expert is called {reader.config.expert_names[0]!r}.",
+            f"An anchor's first expert is the public one, called {PUBLIC!r}.",
+        )
+    names = [*reader.config.expert_names, *(check_expert_name(name) for name in experts)]
+    check_distinct(names)
+    if not experts:
+        raise EmptyExpertSetError(["a package"])
+    packages = {
+        name: package if isinstance(package, ExpertPackage) else ExpertPackage.from_pretrained(package)
+        for name, package in experts.items()
+    }
+    public_rows = _public_rows(reader, packages)
+    found = fingerprint_anchor(reader.config, reader.file_of, reader.tensor, public_rows)
+    for name, package in packages.items():
+        _refuse_other_anchor(name, package.manifest.anchor, found)
+    has_bias = reader.config.router_bias or any(package.manifest.router_bias for package in packages.values())
+    config = copy.deepcopy(reader.config)
+    config.num_experts, config.expert_names, config.active_experts = len(names), names, None
+    config.num_experts_per_tok = per_token or len(names)
+    config.router_bias = has_bias if router_bias is None else router_bias
+    config.architectures = ["FlexOlmoForCausalLM"]
+    config.validate()
+    return _Parts(reader, packages, public_rows, config)
+
+
+def _public_rows(reader: CheckpointReader, packages: Mapping[str, ExpertPackage]) -> dict[int, torch.Tensor]:
+    if reader.is_dense:
+        # A dense model has no router: the row is the one the experts were trained against, and must be the same for
+        # all.
+        return next(iter(packages.values())).public_rows()
+    layers = range(reader.config.num_hidden_layers)
+    return {layer: reader.tensor(f"model.layers.{layer}.mlp.gate.weight")[0].clone() for layer in layers}
+
+
+def _refuse_other_anchor(name: str, trained_beside: AnchorFingerprint, found: AnchorFingerprint) -> None:
+    settings, tensors = trained_beside.differing_settings(found), trained_beside.differing_tensors(found)
+    if settings or tensors:
+        raise AnchorMismatchError(name, settings, tensors)
+
+
+def _shared_tensors(parts: _Parts) -> dict[str, torch.Tensor]:
+    reader, config = parts.anchor, parts.config
+    shared = {
+        name: reader.tensor(name)
+        for name in reader.file_of
+        if ".mlp." not in name and not (config.tie_word_embeddings and name == "lm_head.weight")
+    }
+    for layer in range(config.num_hidden_layers):
+        gate = f"model.layers.{layer}.mlp.gate"
+        rows = [parts.public_rows[layer].unsqueeze(0)]
+        if not reader.is_dense:
+            rows = [reader.tensor(f"{gate}.weight")]
+        rows += [package.rows()[layer].unsqueeze(0) for package in parts.packages.values()]
+        shared[f"{gate}.weight"] = torch.cat(rows)
+        if config.router_bias:
+            shared[f"{gate}.bias"] = _merged_bias(parts, layer, dtype=rows[0].dtype)
+    return shared
+
+
+def _merged_bias(parts: _Parts, layer: int, dtype: torch.dtype) -> torch.Tensor:
+    reader = parts.anchor
+    biases = [torch.zeros(reader.config.num_experts, dtype=dtype)]
+    if reader.config.router_bias:
+        biases = [reader.tensor(f"model.layers.{layer}.mlp.gate.bias")]
+    none = torch.zeros(1, dtype=dtype)
+    return torch.cat([*biases, *(package.biases().get(layer, none) for package in parts.packages.values())])
+
+
+def _expert_tensors(parts: _Parts) -> dict[str, dict[str, torch.Tensor]]:
+    groups: dict[str, dict[str, torch.Tensor]] = {f"expert-{name}": {} for name in parts.config.expert_names}
+    for index, name in enumerate(parts.config.expert_names):
+        package = parts.packages.get(name)
+        for layer in range(parts.config.num_hidden_layers):
+            for matrix in MATRICES:
+                key = f"model.layers.{layer}.mlp.experts.{index}.{matrix}"
+                tensor = parts.anchor.tensor(key) if package is None else package.tensors[f"layers.{layer}.{matrix}"]
+                groups[f"expert-{name}"][key] = tensor
+    return groups
+
+
+def _write_weights(folder: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], max_shard_size: int | str) -> None:
+    weight_map: dict[str, str] = {}
+    total = 0
+    for group, tensors in groups.items():
+        plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=max_shard_size)
+        shards = list(plan.filename_to_tensors.values())
+        for number, keys in enumerate(shards, start=1):
+            file = f"model-{group}-{number:05d}-of-{len(shards):05d}.safetensors"
+            for key in keys:
+                if not torch.isfinite(tensors[key]).all():
+                    raise NonFiniteTensorError(key, "the anchor")
+                total += tensors[key].numel() * tensors[key].element_size()
+            save_file({key: tensors[key].contiguous() for key in keys}, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(keys, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -1,0 +1,191 @@
+"""An expert package: one expert as a folder that can be shared, without the public model it was trained beside."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from flexolmo_hf.composition.card import write_package_card
+from flexolmo_hf.composition.fingerprint import fingerprint_anchor
+from flexolmo_hf.composition.folder import new_folder
+from flexolmo_hf.composition.manifest import Manifest
+from flexolmo_hf.composition.reader import open_safetensors
+from flexolmo_hf.errors import ConfigurationError, DamagedFileError, NonFiniteTensorError, NotAPackageError
+from flexolmo_hf.modeling.expert_sets import ExpertSets
+from flexolmo_hf.modeling.names import PUBLIC
+
+WEIGHTS_FILE = "expert.safetensors"
+#: Written by the trainers beside a checkpoint: how its expert was trained.
+TRAINING_RECORD = "expert_training.json"
+MATRICES = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+
+
+@dataclass(frozen=True)
+class ExpertPackage:
+    """One expert's feed-forward networks, router rows and biases, with a manifest.
+
+    The tensors are called ``layers.N.{gate,up,down}_proj.weight`` (as in the model), ``layers.N.router.row`` ``(H,)``,
+    ``layers.N.router.bias`` ``(1,)`` where the model has biases, and ``layers.N.router.public_row`` ``(H,)``: the
+    frozen row it was trained against, which belongs to the anchor and lets a dense OLMo-2 checkpoint serve as one.
+
+    Attributes:
+        manifest: What the package holds and which anchor it fits.
+        tensors: The tensors by name; mapped from the file for a package that was read.
+    """
+
+    manifest: Manifest
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def name(self) -> str:
+        """The expert's name."""
+        return self.manifest.name
+
+    @classmethod
+    def from_model(
+        cls,
+        model: ExpertSets,
+        name: str,
+        *,
+        training: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        owner: str = "",
+        license: str = "",
+    ) -> "ExpertPackage":
+        """Take one expert out of a model.
+
+        Args:
+            model: A model that holds the expert and the public one.
+            name: Which expert.
+            training: How it was trained, for the manifest and the card: numbers and choices, nothing private.
+            evaluation: Measured results for the card.
+            owner: Who answers for the expert.
+            license: Licence of the weights.
+
+        Raises:
+            UnknownExpertError: If the model has no such expert.
+            ExpertNotLoadedError: If the expert or the public one was left out at load time.
+            ConfigurationError: If it is the public expert, or the public expert is not the checkpoint's first.
+            NonFiniteTensorError: If a weight is NaN or infinite.
+        """
+        position, public = model.expert_position(name), model.expert_position(PUBLIC)
+        if name == PUBLIC or model.config.expert_names[0] != PUBLIC:
+            raise ConfigurationError(
+                "A package holds an expert that was trained beside the public one, which the anchor has as its first.",
+                f"Choose another expert than {PUBLIC!r} from a checkpoint whose first expert is {PUBLIC!r}.",
+            )
+        tensors, public_rows = {}, {}
+        for layer, (mixture, expert) in enumerate(zip(model.mixtures, model.expert_modules(name), strict=True)):
+            weight, bias = mixture.gate.rows()
+            at = f"layers.{layer}"
+            for matrix in MATRICES:
+                tensors[f"{at}.{matrix}"] = expert.get_parameter(matrix).detach()
+            tensors[f"{at}.router.row"] = weight[position].detach().clone()
+            if bias is not None:
+                tensors[f"{at}.router.bias"] = bias[position : position + 1].detach().clone()
+            public_rows[layer] = tensors[f"{at}.router.public_row"] = weight[public].detach().clone()
+        _refuse_non_finite(tensors, name)
+        state = model.state_dict()  # type: ignore[attr-defined]
+        manifest = Manifest(
+            name=name,
+            anchor=fingerprint_anchor(model.config, state, state.__getitem__, public_rows),
+            tensors=_describe(tensors),
+            sha256="",
+            router_bias=model.config.router_bias,
+            owner=owner,
+            license=license,
+            training=dict(training or {}),
+            evaluation=dict(evaluation or {}),
+        )
+        return cls(manifest, tensors)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write the package: ``expert.safetensors``, ``manifest.json`` and ``README.md``.
+
+        Raises:
+            OutputFolderNotEmptyError: If the folder holds anything.
+            NoSpaceError: If the disk is too small.
+        """
+        size = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        with new_folder(folder, needed_bytes=size) as partial:
+            contiguous = {key: tensor.contiguous() for key, tensor in self.tensors.items()}
+            save_file(contiguous, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+            manifest = replace(self.manifest, sha256=_sha256(partial / WEIGHTS_FILE))
+            manifest.write(partial)
+            write_package_card(partial, manifest, parameters=self.parameters)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> "ExpertPackage":
+        """Read a package and check that it is whole: hash, names, shapes, dtypes and finite values.
+
+        Raises:
+            NotAPackageError: If the folder is no package.
+            DamagedFileError: If the weight file is truncated or not the one the manifest speaks of.
+            NonFiniteTensorError: If a weight is NaN or infinite.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise NotAPackageError(path.name, "there is no such folder")
+        manifest = Manifest.read(path)
+        with open_safetensors(path / WEIGHTS_FILE) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        if _sha256(path / WEIGHTS_FILE) != manifest.sha256:
+            raise DamagedFileError(WEIGHTS_FILE, "its content is not what the manifest describes (sha256 differs)")
+        if _describe(tensors) != manifest.tensors:
+            raise DamagedFileError(WEIGHTS_FILE, "its tensors are not those the manifest lists")
+        _refuse_non_finite(tensors, manifest.name)
+        return cls(manifest, tensors)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the expert adds to a model: matrices, rows and biases."""
+        return sum(tensor.numel() for key, tensor in self.tensors.items() if not key.endswith("public_row"))
+
+    def public_rows(self) -> dict[int, torch.Tensor]:
+        """Return the public router row ``(H,)`` by layer."""
+        return dict(self._router_tensors("public_row"))
+
+    def rows(self) -> dict[int, torch.Tensor]:
+        """Return the expert's router row ``(H,)`` by layer."""
+        return dict(self._router_tensors("row"))
+
+    def biases(self) -> dict[int, torch.Tensor]:
+        """Return the expert's router bias ``(1,)`` by layer; empty without biases."""
+        return dict(self._router_tensors("bias"))
+
+    def _router_tensors(self, kind: str) -> Iterator[tuple[int, torch.Tensor]]:
+        for key, tensor in self.tensors.items():
+            if key.endswith(f".router.{kind}"):
+                yield int(key.split(".")[1]), tensor
+
+
+def read_training_record(folder: str | os.PathLike) -> dict[str, Any]:
+    """Return what a trainer wrote about the expert of a checkpoint folder; empty if nothing."""
+    path = Path(folder) / TRAINING_RECORD
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def _describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, list]:
+    return {
+        key: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in sorted(tensors.items())
+    }
+
+
+def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise NonFiniteTensorError(key, f"expert {name!r}")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

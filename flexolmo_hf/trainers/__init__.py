@@ -1,0 +1,1 @@
+"""Which parameters move: training one expert alone."""
