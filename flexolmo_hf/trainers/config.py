@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from flexolmo_hf.errors import ConfigurationError
@@ -54,6 +55,9 @@ class ExpertSFTConfig(SFTConfig):
             ConfigurationError: If no expert is named, a weight is negative, or two settings exclude each other.
             InvalidExpertNameError: If `expert` cannot be a name.
         """
+        if self.bf16 is None:
+            # TRL's default is bf16 wherever it runs, which a machine without a bf16 accelerator refuses.
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         super().__post_init__()
         if not self.expert:
             raise ConfigurationError(

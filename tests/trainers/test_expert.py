@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import trl.trainer.base_trainer
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
 from flexolmo_hf import ExpertSFTConfig, ExpertSFTTrainer, FlexOlmoForCausalLM
 from flexolmo_hf.errors import ConfigurationError, InvalidExpertNameError, NotFlexOlmoError, UnknownExpertError
@@ -31,6 +31,16 @@ DATA = {
     "bf16 autocast": (TEXT, {"bf16": True}),
     "without z-losses": (TEXT, {"router_z_loss_coef": 0.0, "lm_z_loss_coef": 0.0}),
 }
+
+
+class Watch(TrainerCallback):
+    """Calls something after every step."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.look()
 
 
 @pytest.mark.parametrize(("rows", "changes"), DATA.values(), ids=DATA.keys())
@@ -170,8 +180,8 @@ def test_a_path_is_loaded_with_this_packages_class_and_not_the_stock_one(trainer
     assert type(trainer(TEXT, using=str(tmp_path / "start")).model) is FlexOlmoForCausalLM
 
 
-def test_the_papers_values_are_the_defaults():
-    args = ExpertSFTConfig(expert="math", bf16=False)
+def test_the_papers_values_are_the_defaults(tmp_path):
+    args = ExpertSFTConfig(expert="math", output_dir=str(tmp_path))
 
     assert (args.router_z_loss_coef, args.lm_z_loss_coef, args.router_aux_loss_coef) == (1e-3, 1e-5, 0.0)
     assert (args.learning_rate, args.adam_beta1, args.adam_beta2) == (9e-4, 0.9, 0.95)
@@ -232,3 +242,14 @@ def test_freezing_works_with_any_trainer(model, tokenizer, tmp_path):
     moved = {key for key, tensor in state(model).items() if not torch.equal(tensor, before[key])}
 
     assert moved == {key for key in before if belongs_to(key, 1) or ".mlp.gate." in key}
+
+
+def test_a_bias_that_training_pushes_up_stays_at_zero_and_below(trainer, model):
+    for mixture in model.mixtures:
+        mixture.gate.bias.data[1] = -1e-4
+    run = trainer(TEXT, max_steps=6, learning_rate=5e-2, weight_decay=0.0, lr_scheduler_type="constant")
+    seen = []
+    run.add_callback(Watch(lambda: seen.extend(m.gate.trained_bias.item() for m in model.mixtures)))
+    run.train()
+
+    assert max(seen) == 0.0
