@@ -142,10 +142,11 @@ def report(medians: dict[str, dict[str, float]], runs: int, size: float, version
         lines.append(f"| {title} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Stock fuses the experts of a layer into 3-D tensors and copies each of them on the way. Here the file's layout is",
-        "the memory's, so weights are mapped and nothing is copied. A mapped page is read when it is first used, which the",
-        "second line counts too. Extra memory is what belongs to the process alone (anonymous pages); pages mapped from the",
-        "file are the system's to take back, and are in the last line. Experts that are left out are never read.",
+        "Stock fuses the experts of a layer into 3-D tensors and copies each of them on the way. Here the file's",
+        "layout is the memory's, so weights are mapped and nothing is copied. A mapped page is read when it is first",
+        "used, which the second line counts too. Extra memory is what belongs to the process alone (anonymous pages);",
+        "pages mapped from the file are the system's to take back, and are in the last line. Experts that are left out",
+        "are never read.",
         "",
         f"Versions: {versions}.",
     ]

@@ -94,9 +94,7 @@ def pack(
 
         refuse_nonempty(out)
         loaded = FlexOlmoForCausalLM.from_pretrained(model, active_experts=["public", expert])
-        package = ExpertPackage.from_model(
-            loaded, expert, training=read_training_record(model), owner=owner, license=license
-        )
+        package = ExpertPackage.from_model(loaded, expert, owner=owner, license=license, **read_training_record(model))
         package.save_pretrained(out)
     typer.echo(f"Wrote {out}: expert {expert!r}, {package.parameters:,} parameters.")
 

@@ -3,18 +3,22 @@
 import hashlib
 import json
 import os
+import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 
-from flexolmo_hf.composition.card import write_package_card
+from flexolmo_hf.composition.card import CARD_FILE, write_package_card
 from flexolmo_hf.composition.fingerprint import fingerprint_anchor
 from flexolmo_hf.composition.folder import new_folder
-from flexolmo_hf.composition.manifest import Manifest
+from flexolmo_hf.composition.manifest import MANIFEST_FILE, Manifest
 from flexolmo_hf.composition.reader import open_safetensors
 from flexolmo_hf.errors import ConfigurationError, DamagedFileError, NonFiniteTensorError, NotAPackageError
 from flexolmo_hf.modeling.expert_sets import ExpertSets
@@ -23,7 +27,10 @@ from flexolmo_hf.modeling.names import PUBLIC
 WEIGHTS_FILE = "expert.safetensors"
 #: Written by the trainers beside a checkpoint: how its expert was trained.
 TRAINING_RECORD = "expert_training.json"
+FILES = [WEIGHTS_FILE, MANIFEST_FILE, CARD_FILE]
 MATRICES = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -120,18 +127,42 @@ class ExpertPackage:
             manifest.write(partial)
             write_package_card(partial, manifest, parameters=self.parameters)
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Publish the package as a model repository on the Hub: its three files and nothing else.
+
+        Args:
+            repo_id: The repository, made if it does not exist.
+            private: Whether a new repository is private; making it public is a step of its own.
+            token: As in `huggingface_hub`.
+
+        Returns:
+            The address of the commit.
+        """
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            self.save_pretrained(Path(scratch) / "package")
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=Path(scratch) / "package",
+                allow_patterns=FILES,
+                commit_message=f"Upload expert {self.name}",
+            )
+        return str(commit.commit_url)
+
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "ExpertPackage":
         """Read a package and check that it is whole: hash, names, shapes, dtypes and finite values.
+
+        Args:
+            folder: A folder; or, if there is none of that name, a Hub repository ``owner/name``.
 
         Raises:
             NotAPackageError: If the folder is no package.
             DamagedFileError: If the weight file is truncated or not the one the manifest speaks of.
             NonFiniteTensorError: If a weight is NaN or infinite.
         """
-        path = Path(folder)
-        if not path.is_dir():
-            raise NotAPackageError(path.name, "there is no such folder")
+        path = _local_package(folder)
         manifest = Manifest.read(path)
         with open_safetensors(path / WEIGHTS_FILE) as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -165,10 +196,23 @@ class ExpertPackage:
                 yield int(key.split(".")[1]), tensor
 
 
-def read_training_record(folder: str | os.PathLike) -> dict[str, Any]:
-    """Return what a trainer wrote about the expert of a checkpoint folder; empty if nothing."""
+def read_training_record(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Return what a trainer wrote about the expert of a checkpoint folder, as ``training`` and ``evaluation``."""
     path = Path(folder) / TRAINING_RECORD
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    record = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return {"training": record.get("training", {}), "evaluation": record.get("evaluation", {})}
+
+
+def _local_package(folder: str | os.PathLike) -> Path:
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    if not _REPOSITORY.fullmatch(str(folder)):
+        raise NotAPackageError(path.name, "there is no such folder")
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise NotAPackageError(path.name, "there is neither such a folder nor a Hub repository within reach") from error
 
 
 def _describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, list]:

@@ -27,7 +27,7 @@ from flexolmo_hf.errors import (
 )
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert_sets import ExpertSets
-from flexolmo_hf.modeling.names import PUBLIC
+from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
 
 logger = logging.get_logger(__name__)
 
@@ -120,6 +120,10 @@ class NamedExpertCheckpoint(ExpertSets):
                 "use_safetensors=False asks for pickled weights, which can run code.",
                 "Convert the checkpoint to safetensors and leave the argument out.",
             )
+        if "active_experts" in kwargs and isinstance(kwargs.get("config"), FlexOlmoConfig):
+            # With a configuration given, upstream hands keywords to the constructor instead of to it.
+            config = kwargs["config"] = copy.deepcopy(kwargs["config"])
+            config.active_experts = parse_expert_set(kwargs.pop("active_experts"), config.expert_names)
         try:
             loaded = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         except SafetensorError as error:
@@ -144,8 +148,8 @@ class NamedExpertCheckpoint(ExpertSets):
         """
         if self.config.router_bias:
             logger.warning_once(
-                "This checkpoint carries router biases, which stock transformers and vLLM do not read. It loads as it is "
-                "meant only with flexolmo_hf."
+                "This checkpoint carries router biases, which stock transformers and vLLM do not read. "
+                "It loads as it is meant only with flexolmo_hf."
             )
         indices = self.expert_indices
         state = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]

@@ -52,7 +52,7 @@ class FlexOlmoMixtureModel(NamedExpertCheckpoint, upstream.FlexOlmoModel):
 
     @wraps(upstream.FlexOlmoModel.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run upstream's forward, refusing keywords that nothing reads."""
+        """Run upstream's forward, refusing keywords that nothing reads; a head passes those it does not know on."""
         refuse_unknown(kwargs, _BACKBONE_ARGUMENTS)
         return super().forward(*args, **kwargs)
 
@@ -85,12 +85,6 @@ class FlexOlmoForCausalLM(NamedExpertCheckpoint, upstream.FlexOlmoForCausalLM):
         self.num_experts = len(self.active_experts)
         self.num_experts_per_tok = min(self.config.num_experts_per_tok, self.num_experts)
 
-    @wraps(upstream.FlexOlmoForCausalLM.forward)
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run upstream's forward, refusing keywords that nothing reads."""
-        refuse_unknown(kwargs, _HEAD_ARGUMENTS)
-        return super().forward(*args, **kwargs)
-
     @classmethod
     def from_dense(cls, dense: Any, **options: Any) -> "FlexOlmoForCausalLM":
         """Make a FlexOlmo model from a dense OLMo-2 model; see `flexolmo_hf.modeling.upcycling.upcycle`."""
@@ -100,4 +94,3 @@ class FlexOlmoForCausalLM(NamedExpertCheckpoint, upstream.FlexOlmoForCausalLM):
 
 
 _BACKBONE_ARGUMENTS = known_arguments(upstream.FlexOlmoModel.forward)
-_HEAD_ARGUMENTS = known_arguments(upstream.FlexOlmoForCausalLM.forward)

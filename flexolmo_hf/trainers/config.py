@@ -43,6 +43,7 @@ class ExpertSFTConfig(SFTConfig):
         default=0.03, metadata={"help": "Warm-up, in steps or (below 1) as a share of the run."}
     )
     max_length: int | None = field(default=4096, metadata={"help": "Tokens per sequence."})
+    bf16: bool | None = field(default=None, metadata={"help": "Mixed precision; default where the accelerator has it."})
     # TRL would switch a mixture's load-balancing loss on; experts that are trained alone have no load to balance.
     router_aux_loss_coef: float | None = field(
         default=0.0, metadata={"help": "Must be 0: there is no load to balance."}

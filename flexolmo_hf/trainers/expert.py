@@ -119,6 +119,11 @@ class ExpertSFTTrainer(SFTTrainer):
             "software": ", ".join(f"{m.__name__} {m.__version__.split('+')[0]}" for m in (transformers, trl, torch)),
         }
 
+    def evaluation_record(self) -> dict[str, Any]:
+        """Return the last measured held-out loss, in nats per token; empty if none was measured."""
+        losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+        return {"held-out loss (nats per token)": round(losses[-1], 4)} if losses else {}
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
@@ -126,7 +131,8 @@ class ExpertSFTTrainer(SFTTrainer):
         folder = Path(output_dir or self.args.output_dir)
         # A pickle that nothing reads back, with every path of the run in it.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        (folder / TRAINING_RECORD).write_text(json.dumps(self.training_record(), indent=2) + "\n", encoding="utf-8")
+        record = {"training": self.training_record(), "evaluation": self.evaluation_record()}
+        (folder / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: TRL's names the run's folder and data set. Packages and merged models have cards of their own."""

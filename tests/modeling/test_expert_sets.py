@@ -209,6 +209,15 @@ def test_an_expert_that_was_left_out_is_told_apart_from_one_that_does_not_exist(
         model.set_active_experts(["public", "poems"])
 
 
+def test_a_set_can_be_given_beside_a_configuration_which_stays_as_it_was(tmp_path):
+    named_model().save_pretrained(tmp_path)
+    config = FlexOlmoConfig.from_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, config=config, active_experts=["public", "code"])
+
+    assert model.expert_names == ["public", "code"]
+    assert config.active_experts is None
+
+
 def test_a_set_can_be_written_as_one_string_of_names(tmp_path):
     named_model().save_pretrained(tmp_path)
 

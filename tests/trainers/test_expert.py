@@ -155,13 +155,21 @@ def test_the_training_record_says_how_and_nothing_of_what_or_where(trainer, tmp_
     run.train()
     run.save_model(str(tmp_path / "final"))
     text = (tmp_path / "final" / "expert_training.json").read_text()
-    record = json.loads(text)
+    record = json.loads(text)["training"]
 
     assert record["learning rate"] == 3e-3
     assert record["steps"] == 2
     assert record["tokens"] > 0
     assert "row" not in text.replace("router", "")
     assert str(tmp_path) not in text
+
+
+def test_the_held_out_loss_is_recorded_if_it_was_measured(trainer):
+    run = trainer(TEXT, eval_rows=TEXT[:8])
+    assert run.evaluation_record() == {}
+    loss = run.evaluate()["eval_loss"]
+
+    assert run.evaluation_record() == {"held-out loss (nats per token)": round(loss, 4)}
 
 
 @pytest.mark.parametrize("telemetry", [False, True])
