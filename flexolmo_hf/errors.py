@@ -278,9 +278,9 @@ class NoSpaceError(FlexOlmoError, OSError):
         self.needed, self.free = needed, free
 
     def __str__(self) -> str:
-        need = "More space is needed" if self.needed is None else f"{self.needed / 1e9:.3f} GB are needed"
+        need = "More space is needed" if self.needed is None else f"{self.needed / 1e6:,.1f} MB are needed"
         return (
-            f"{need} and {self.free / 1e9:.3f} GB are free on the output disk. Nothing was left behind. "
+            f"{need} and {self.free / 1e6:,.1f} MB are free on the output disk. Nothing was left behind. "
             "Make room or write elsewhere."
         )
 
