@@ -1,5 +1,7 @@
 """Tables for the terminal."""
 
+from typing import Literal
+
 from rich.console import Console
 from rich.table import Table
 
@@ -10,14 +12,16 @@ def print_summary(summary: CheckpointSummary) -> None:
     """Print what a checkpoint or package holds as a table."""
     table = Table(title=summary.kind, title_justify="left")
     for column in ("expert", "index", "parameters", "size", "file", "bias", "active"):
-        table.add_column(column, justify="right" if column in ("index", "parameters", "size", "bias") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("index", "parameters", "size", "bias") else "left"
+        # A file name is shown whole, on two lines if need be: it is what one looks for.
+        table.add_column(column, justify=justify, overflow="fold")
     for expert in summary.experts:
         table.add_row(*_cells(expert))
     if summary.shared_parameters:
         table.add_row("(shared)", "", f"{summary.shared_parameters:,}", _megabytes(summary.shared_bytes), "", "", "")
     console = Console()
     console.print(table)
-    if summary.experts_per_token:
+    if len(summary.experts) > 1:
         console.print(f"Each token uses {summary.experts_per_token} of {len(summary.experts)} experts.")
     if summary.anchor_digest:
         console.print(f"Anchor {summary.anchor_digest}")
