@@ -93,7 +93,7 @@ def pack(
         from flexolmo_hf.composition.package import read_training_record
 
         refuse_nonempty(out)
-        loaded = FlexOlmoForCausalLM.from_pretrained(model, active_experts=["public", expert])
+        loaded = FlexOlmoForCausalLM.from_pretrained(model, active_experts=list(dict.fromkeys(["public", expert])))
         package = ExpertPackage.from_model(loaded, expert, owner=owner, license=license, **read_training_record(model))
         package.save_pretrained(out)
     typer.echo(f"Wrote {out}: expert {expert!r}, {package.parameters:,} parameters.")
@@ -107,7 +107,7 @@ def merge(
 ) -> None:
     """Put experts side by side with their public model; nothing is trained."""
     with _plain_errors():
-        from flexolmo_hf import merge_experts
+        from flexolmo_hf import FlexOlmoConfig, merge_experts
         from flexolmo_hf.errors import ConfigurationError, DuplicateExpertError
 
         experts: dict[str, str] = {}
@@ -119,7 +119,8 @@ def merge(
                 raise DuplicateExpertError(name, [*experts, name])
             experts[name] = folder
         merge_experts(anchor, experts, out)
-    typer.echo(f"Wrote {out}: experts {['public', *experts]}.")
+        names = FlexOlmoConfig.from_pretrained(out).expert_names
+    typer.echo(f"Wrote {out}: experts {names}.")
 
 
 @app.command()

@@ -163,6 +163,21 @@ class NotOlmo2Error(FlexOlmoError):
         )
 
 
+class CheckpointNotFoundError(FlexOlmoError, OSError):
+    """There is neither a folder nor a repository of that name."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        hub = f" The Hub says: {self.reason}" if self.reason else ""
+        return (
+            f"There is no checkpoint {self.name!r}: no such folder here, and no repository within reach. "
+            f"Give the folder of a checkpoint, or owner/name of a repository.{hub}"
+        )
+
+
 class IncompleteCheckpointError(FlexOlmoError):
     """Tensors that the configuration asks for are not in the files, or have another shape."""
 
@@ -268,6 +283,17 @@ class OutputFolderNotEmptyError(FlexOlmoError):
             f"The output folder {self.folder!r} is not empty. "
             "Nothing is overwritten: name a new folder or empty this one."
         )
+
+
+class OutputPlaceError(FlexOlmoError):
+    """A place cannot become an output folder."""
+
+    def __init__(self, place: str, reason: str):
+        super().__init__(place, reason)
+        self.place, self.reason = place, reason
+
+    def __str__(self) -> str:
+        return f"Nothing can be written to {self.place!r}: {self.reason}. Name a new folder."
 
 
 class NoSpaceError(FlexOlmoError, OSError):

@@ -1,6 +1,6 @@
 """Model cards, filled from manifests alone: no path, text or data set name can get into one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from flexolmo_hf.composition.manifest import Manifest
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.names import PUBLIC
 
 CARD_FILE = "README.md"
 
@@ -34,19 +35,24 @@ def write_package_card(folder: Path, manifest: Manifest, *, parameters: int) -> 
     )
 
 
-def write_model_card(folder: Path, config: FlexOlmoConfig, manifests: Sequence[Manifest]) -> None:
+def write_model_card(
+    folder: Path, config: FlexOlmoConfig, manifests: Mapping[str, Manifest], *, anchor_has_bias: bool
+) -> None:
     """Write the card of a merged model.
 
     Args:
         folder: Where ``README.md`` goes.
         config: The merged model's configuration.
-        manifests: Of the merged packages, in the order of the model's last experts.
+        manifests: Of the merged packages, by the name each expert has in the model.
+        anchor_has_bias: Whether the experts that were there before have router biases.
     """
-    known = dict(zip(config.expert_names[-len(manifests) :], manifests, strict=True))
     experts = []
     for index, name in enumerate(config.expert_names):
-        entry = _entry(known[name], index=index) if name in known else {"router_bias": False}
-        experts.append({**entry, "name": name, "index": index})
+        entry = {"router_bias": anchor_has_bias and name != PUBLIC}
+        if name in manifests:
+            entry = _entry(manifests[name], index=index)
+        has_bias = config.router_bias and entry["router_bias"]
+        experts.append({**entry, "name": name, "index": index, "router_bias": has_bias})
     _write(
         folder,
         license="",
@@ -59,7 +65,7 @@ def write_model_card(folder: Path, config: FlexOlmoConfig, manifests: Sequence[M
         experts=experts,
         load_example=str(config.expert_names[:2]).replace("'", '"'),
         has_bias=config.router_bias,
-        anchor_digest=manifests[0].anchor.digest,
+        anchor_digest=next(iter(manifests.values())).anchor.digest,
     )
 
 
@@ -67,12 +73,17 @@ def _entry(manifest: Manifest, *, index: int) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "index": index,
-        "owner": manifest.owner,
-        "license": manifest.license,
+        "owner": _cell(manifest.owner),
+        "license": _cell(manifest.license),
         "router_bias": manifest.router_bias,
-        "training": manifest.training,
-        "evaluation": manifest.evaluation,
+        "training": {_cell(key): _cell(value) for key, value in manifest.training.items()},
+        "evaluation": {_cell(key): _cell(value) for key, value in manifest.evaluation.items()},
     }
+
+
+def _cell(value: Any) -> str:
+    """Make a table cell of what an owner wrote, so that it cannot end the cell, the row or the table."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _write(folder: Path, *, license: str, **content: Any) -> None:

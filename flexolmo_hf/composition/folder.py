@@ -8,18 +8,28 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from flexolmo_hf.errors import NoSpaceError, OutputFolderNotEmptyError
+from flexolmo_hf.errors import NoSpaceError, OutputFolderNotEmptyError, OutputPlaceError
 
 
 def refuse_nonempty(folder: str | os.PathLike) -> Path:
-    """Return the path if nothing is there yet, or an empty folder.
+    """Return the path if a folder can be made there: nothing is there yet, or an empty folder.
 
     Raises:
         OutputFolderNotEmptyError: If it is a file or holds anything.
+        OutputPlaceError: If it is a link or the working directory, or lies below a file.
     """
     path = Path(folder)
+    if path.is_symlink():
+        raise OutputPlaceError(path.name, "it is a link, and would be replaced")
+    if path.name in ("", "..") or (path.exists() and path.samefile(Path.cwd())):
+        raise OutputPlaceError(str(path.name or "."), "it is a folder in use")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputFolderNotEmptyError(path.name)
+    for above in path.parents:
+        if above.exists():
+            if not above.is_dir():
+                raise OutputPlaceError(above.name, "it is a file, not a folder")
+            break
     return path
 
 
@@ -38,29 +48,35 @@ def new_folder(folder: str | os.PathLike, *, needed_bytes: int = 0) -> Iterator[
         The folder to write into.
 
     Raises:
-        OutputFolderNotEmptyError: If the final place is taken.
+        OutputFolderNotEmptyError, OutputPlaceError: If the final place is taken or cannot be one.
         NoSpaceError: If the disk is too small, before or while writing.
     """
     final = refuse_nonempty(folder)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(final.parent).free
-    if needed_bytes > free:
-        raise NoSpaceError(needed_bytes, free)
     partial = final.parent / f".{final.name}.partial-{uuid.uuid4().hex[:8]}"
-    partial.mkdir()
+    with _no_space_named(final, needed_bytes):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(final.parent).free
+        if needed_bytes > free:
+            raise NoSpaceError(needed_bytes, free)
+        partial.mkdir()
+        try:
+            yield partial
+            if final.exists():
+                final.rmdir()
+            partial.replace(final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _no_space_named(final: Path, needed_bytes: int) -> Iterator[None]:
     try:
-        yield partial
-        if final.exists():
-            final.rmdir()
-        partial.replace(final)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if _is_disk_full(error):
-            raise NoSpaceError(needed_bytes or None, shutil.disk_usage(final.parent).free) from error
-        raise
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    # safetensors reports the operating system's refusal inside its own error, as text.
-    number = getattr(error, "errno", None)
-    return number == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+        yield
+    except Exception as error:
+        # safetensors reports the operating system's refusal inside its own error, as text.
+        full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+        if isinstance(error, NoSpaceError) or not full:
+            raise
+        above = next(folder for folder in final.absolute().parents if folder.exists())
+        raise NoSpaceError(needed_bytes or None, shutil.disk_usage(above).free) from error

@@ -83,7 +83,7 @@ def _inspect_package(folder: Path) -> CheckpointSummary:
 
 def _inspect_model(reader: CheckpointReader) -> CheckpointSummary:
     config = reader.config
-    active = config.active_experts or config.expert_names
+    active = reader.active_experts
     experts = [ExpertSummary(name, index, active=name in active) for index, name in enumerate(config.expert_names)]
     summary = CheckpointSummary(
         "dense OLMo-2 model" if reader.is_dense else "FlexOlmo model",

@@ -71,6 +71,7 @@ class Manifest:
             digest = anchor.pop("digest")
             manifest = cls(anchor=AnchorFingerprint(**anchor), **content)
             check_expert_name(manifest.name)
+            _check_types(manifest)
             consistent = manifest.anchor.digest == digest
         except FlexOlmoError:
             raise
@@ -83,3 +84,13 @@ class Manifest:
                 folder.name, f"{MANIFEST_FILE} was altered: its anchor does not match its own digest"
             )
         return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    kinds = {str: ("sha256", "owner", "license"), dict: ("tensors", "training", "evaluation"), bool: ("router_bias",)}
+    for kind, names in kinds.items():
+        for name in names:
+            if not isinstance(getattr(manifest, name), kind):
+                raise TypeError(name)
+    if not (isinstance(manifest.anchor.settings, dict) and isinstance(manifest.anchor.tensors, dict)):
+        raise TypeError("anchor")

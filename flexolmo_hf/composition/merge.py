@@ -79,7 +79,8 @@ def merge_experts(
         parts.config.save_pretrained(partial)
         for file in non_weight_files(parts.anchor.folder):
             shutil.copyfile(file, partial / file.name)
-        write_model_card(partial, parts.config, [package.manifest for package in parts.packages.values()])
+        manifests = {name: package.manifest for name, package in parts.packages.items()}
+        write_model_card(partial, parts.config, manifests, anchor_has_bias=parts.anchor.config.router_bias)
     return Path(output_dir)
 
 
@@ -104,6 +105,11 @@ def _checked_parts(
     found = fingerprint_anchor(reader.config, reader.file_of, reader.tensor, public_rows)
     for name, package in packages.items():
         _refuse_other_anchor(name, package.manifest.anchor, found)
+    if per_token is not None and not 1 <= per_token <= len(names):
+        raise ConfigurationError(
+            f"num_experts_per_tok is {per_token}, but the merged model has {len(names)} experts.",
+            f"Choose 1 to {len(names)}, or leave it out to use all of them.",
+        )
     has_bias = reader.config.router_bias or any(package.manifest.router_bias for package in packages.values())
     config = copy.deepcopy(reader.config)
     config.num_experts, config.expert_names, config.active_experts = len(names), names, None
@@ -131,11 +137,7 @@ def _refuse_other_anchor(name: str, trained_beside: AnchorFingerprint, found: An
 
 def _shared_tensors(parts: _Parts) -> dict[str, torch.Tensor]:
     reader, config = parts.anchor, parts.config
-    shared = {
-        name: reader.tensor(name)
-        for name in reader.file_of
-        if ".mlp." not in name and not (config.tie_word_embeddings and name == "lm_head.weight")
-    }
+    shared = {name: reader.tensor(name) for name in reader.file_of if ".mlp." not in name}
     for layer in range(config.num_hidden_layers):
         gate = f"model.layers.{layer}.mlp.gate"
         rows = [parts.public_rows[layer].unsqueeze(0)]

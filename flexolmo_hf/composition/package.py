@@ -168,8 +168,10 @@ class ExpertPackage:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         if _sha256(path / WEIGHTS_FILE) != manifest.sha256:
             raise DamagedFileError(WEIGHTS_FILE, "its content is not what the manifest describes (sha256 differs)")
-        if _describe(tensors) != manifest.tensors:
+        found = _describe(tensors)
+        if found != manifest.tensors:
             raise DamagedFileError(WEIGHTS_FILE, "its tensors are not those the manifest lists")
+        _refuse_other_than_one_expert(found, manifest, path.name)
         _refuse_non_finite(tensors, manifest.name)
         return cls(manifest, tensors)
 
@@ -197,10 +199,19 @@ class ExpertPackage:
 
 
 def read_training_record(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Return what a trainer wrote about the expert of a checkpoint folder, as ``training`` and ``evaluation``."""
+    """Return what a trainer wrote about the expert of a checkpoint folder, as ``training`` and ``evaluation``.
+
+    Raises:
+        DamagedFileError: If the record cannot be read.
+    """
     path = Path(folder) / TRAINING_RECORD
-    record = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return {"training": record.get("training", {}), "evaluation": record.get("evaluation", {})}
+    if not path.is_file():
+        return {"training": {}, "evaluation": {}}
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        return {"training": dict(record["training"]), "evaluation": dict(record["evaluation"])}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(TRAINING_RECORD, "it is no training record") from error
 
 
 def _local_package(folder: str | os.PathLike) -> Path:
@@ -219,6 +230,31 @@ def _describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, list]:
     return {
         key: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in sorted(tensors.items())
     }
+
+
+def _refuse_other_than_one_expert(found: Mapping[str, list], manifest: Manifest, folder: str) -> None:
+    """Refuse tensors that do not fit the anchor, though a manifest lists them."""
+    settings = manifest.anchor.settings
+    try:
+        layers, hidden, inner = (
+            int(settings[key]) for key in ("num_hidden_layers", "hidden_size", "intermediate_size")
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotAPackageError(folder, "its anchor has no sizes") from error
+    one_layer: dict[str, list[int]] = {
+        "gate_proj.weight": [inner, hidden],
+        "up_proj.weight": [inner, hidden],
+        "down_proj.weight": [hidden, inner],
+        "router.row": [hidden],
+        "router.public_row": [hidden],
+        **({"router.bias": [1]} if manifest.router_bias else {}),
+    }
+    expected = {f"layers.{layer}.{name}": shape for layer in range(layers) for name, shape in one_layer.items()}
+    shapes = {name: shape for name, (shape, _) in found.items()}
+    if wrong := sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)):
+        raise DamagedFileError(WEIGHTS_FILE, f"it does not hold one expert of its anchor; see {', '.join(wrong[:4])}")
+    if len({dtype for _, dtype in found.values()}) != 1:
+        raise DamagedFileError(WEIGHTS_FILE, "its tensors are of several dtypes")
 
 
 def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], name: str) -> None:

@@ -10,23 +10,17 @@ import copy
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.utils import logging
 
-from flexolmo_hf.errors import (
-    ConfigurationError,
-    DamagedFileError,
-    IncompleteCheckpointError,
-    UnexpectedTensorError,
-)
+from flexolmo_hf.errors import ConfigurationError, IncompleteCheckpointError, UnexpectedTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert_sets import ExpertSets
+from flexolmo_hf.modeling.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
 
 logger = logging.get_logger(__name__)
@@ -112,7 +106,8 @@ class NamedExpertCheckpoint(ExpertSets):
             IncompleteCheckpointError: If a tensor is missing or has another shape; upstream would put random weights
                 there.
             UnexpectedTensorError: If there are expert or router tensors the configuration does not know.
-            DamagedFileError: If a file is truncated or no safetensors file.
+            CheckpointNotFoundError: If there is no such folder or repository.
+            DamagedFileError: If a file is missing, truncated or of another format.
             UnknownArgumentError: If nothing reads a keyword.
         """
         if kwargs.setdefault("use_safetensors", True) is False:
@@ -124,12 +119,12 @@ class NamedExpertCheckpoint(ExpertSets):
             # With a configuration given, upstream hands keywords to the constructor instead of to it.
             config = kwargs["config"] = copy.deepcopy(kwargs["config"])
             config.active_experts = parse_expert_set(kwargs.pop("active_experts"), config.expert_names)
-        try:
+        if path is not None:
+            model_type_of(path, kwargs.get("subfolder", ""))
+        with named_errors(path):
             loaded = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)  # type: ignore[misc]
-        except SafetensorError as error:
-            raise DamagedFileError(_first_damaged_file(path), "it is truncated or not a safetensors file") from error
         model, report = loaded
-        _refuse_gaps(report)
+        refuse_gaps(report)
         model._check_public_bias()
         return (model, report) if output_loading_info else model
 
@@ -189,7 +184,16 @@ class NamedExpertCheckpoint(ExpertSets):
             )
 
 
-def _refuse_gaps(report: Mapping[str, Any]) -> None:
+def refuse_gaps(report: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights did not all come from its files, or not all went into it.
+
+    Args:
+        report: Upstream's report of keys.
+
+    Raises:
+        IncompleteCheckpointError: If a tensor is missing or has another shape.
+        UnexpectedTensorError: If there are expert or router tensors the configuration does not know.
+    """
     mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
     missing = sorted(report["missing_keys"])
     if missing or mismatched:
@@ -197,13 +201,3 @@ def _refuse_gaps(report: Mapping[str, Any]) -> None:
     unexpected = sorted(key for key in report["unexpected_keys"] if ".mlp." in key)
     if unexpected:
         raise UnexpectedTensorError(unexpected)
-
-
-def _first_damaged_file(path: Any) -> str:
-    for file in sorted(Path(str(path)).glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError:
-            return file.name
-    return "a weight file"

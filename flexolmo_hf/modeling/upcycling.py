@@ -11,7 +11,9 @@ import torch
 from transformers import AutoConfig, Olmo2Config, Olmo2ForCausalLM, PreTrainedModel
 
 from flexolmo_hf.errors import ConfigurationError, NotOlmo2Error, UnknownExpertError
+from flexolmo_hf.modeling.checkpoint import refuse_gaps
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
 
 #: Where a new expert's bias starts. Training on the expert's own domain only ever pushes the bias up, so it acts
@@ -51,6 +53,7 @@ def upcycle(
 
     Raises:
         NotOlmo2Error: If the dense model is of another architecture.
+        CheckpointNotFoundError, DamagedFileError, IncompleteCheckpointError: If its files are not there or not whole.
         InvalidExpertNameError: If `expert` cannot be a name.
         DuplicateExpertError: If `expert` is called like the public one.
         UnknownExpertError: If a router embedding belongs to neither expert.
@@ -93,11 +96,19 @@ def _dense_model(dense: Any, load_options: Mapping[str, Any]) -> Olmo2ForCausalL
         if not isinstance(dense, Olmo2ForCausalLM) or dense.config.model_type != Olmo2Config.model_type:
             raise NotOlmo2Error(dense.config.model_type)
         return dense
+    found = model_type_of(dense, load_options.get("subfolder", ""))
+    if found is not None and found != Olmo2Config.model_type:
+        raise NotOlmo2Error(found)
     locate = {key: load_options[key] for key in ("revision", "subfolder", "token", "cache_dir") if key in load_options}
-    config = AutoConfig.from_pretrained(dense, **locate)
-    if config.model_type != Olmo2Config.model_type:
-        raise NotOlmo2Error(config.model_type)
-    return Olmo2ForCausalLM.from_pretrained(dense, use_safetensors=True, **load_options)
+    with named_errors(dense):
+        config = AutoConfig.from_pretrained(dense, **locate)
+        if config.model_type != Olmo2Config.model_type:
+            raise NotOlmo2Error(config.model_type)
+        model, report = Olmo2ForCausalLM.from_pretrained(
+            dense, use_safetensors=True, output_loading_info=True, **load_options
+        )
+    refuse_gaps(report)
+    return model
 
 
 def _checked_rows(embeddings: Mapping[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
