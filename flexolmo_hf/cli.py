@@ -90,7 +90,7 @@ def pack(
     with _plain_errors():
         from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM
         from flexolmo_hf.composition.folder import refuse_nonempty
-        from flexolmo_hf.composition.package import read_training_record
+        from flexolmo_hf.composition.training_record import read_training_record
 
         refuse_nonempty(out)
         loaded = FlexOlmoForCausalLM.from_pretrained(model, active_experts=list(dict.fromkeys(["public", expert])))

@@ -148,6 +148,7 @@ MISUSES = {
     "init a FlexOlmo model": (["init", "math", "out"], "'flex_olmo'"),
     "init a model whose settings are no JSON": (["init", "broken", "out"], "config.json"),
     "init a truncated model": (["init", "cut-dense", "out"], WEIGHTS),
+    "init a model without weights": (["init", "weightless-dense", "out"], WEIGHTS),
     "init onto a folder that is not empty": (["init", "anchor", "math"], "not empty"),
     "init onto a file": (["init", "anchor", "file"], "'file'"),
     "init below a file": (["init", "anchor", "file/out"], "'file'"),
@@ -159,6 +160,8 @@ MISUSES = {
     "pack the public expert": (["pack", "math", "out", "--expert", "public"], "Choose another expert than 'public'"),
     "pack from a dense model": (["pack", "anchor", "out", "--expert", "math"], "flexolmo init"),
     "pack from a truncated model": (["pack", "cut", "out", "--expert", "math"], WEIGHTS),
+    "pack from a model without weights": (["pack", "weightless", "out", "--expert", "math"], WEIGHTS),
+    "pack from a model that lost a file": (["pack", "lost", "out", "--expert", "math"], "lost.safetensors"),
     "pack from a package": (["pack", "package-math", "out", "--expert", "math"], "config.json"),
     "pack onto a folder that is not empty": (["pack", "math", "anchor", "--expert", "math"], "not empty"),
     "pack a damaged training record": (["pack", "record", "out", "--expert", "math"], "expert_training.json"),
@@ -189,12 +192,19 @@ MISUSES = {
 @pytest.fixture
 def wreckage(place):
     """What people give by mistake, beside what they should give."""
-    for copied, names in {"anchor": ["llama", "broken", "cut-dense"], "math": ["cut", "weightless", "record"]}.items():
+    for copied, names in {
+        "anchor": ["llama", "broken", "cut-dense", "weightless-dense"],
+        "math": ["cut", "weightless", "record", "lost"],
+    }.items():
         for name in names:
             shutil.copytree(place / copied, place / name)
     for name in ("cut", "cut-dense"):
         (place / name / WEIGHTS).write_bytes((place / name / WEIGHTS).read_bytes()[:-9])
-    (place / "weightless" / WEIGHTS).unlink()
+    for name in ("weightless", "weightless-dense"):
+        (place / name / WEIGHTS).unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load(place / "math").state_dict(), "lost.safetensors")}
+    (place / "lost/model.safetensors.index.json").write_text(json.dumps(index))
+    (place / "lost" / WEIGHTS).unlink()
     edit_json(place / "llama/config.json", lambda config: config.update(model_type="llama"))
     (place / "broken/config.json").write_text("{")
     (place / "record/expert_training.json").write_text("{")

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from flexolmo_hf.composition.manifest import MANIFEST_FILE
-from flexolmo_hf.composition.package import WEIGHTS_FILE, ExpertPackage
+from flexolmo_hf.composition.package import ExpertPackage
 from flexolmo_hf.composition.reader import CheckpointReader
+from flexolmo_hf.composition.verification import WEIGHTS_FILE
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """An expert package: one expert as a folder that can be shared, without the public model it was trained beside."""
 
-import hashlib
-import json
 import os
 import re
 import tempfile
@@ -20,13 +18,17 @@ from flexolmo_hf.composition.fingerprint import fingerprint_anchor
 from flexolmo_hf.composition.folder import new_folder
 from flexolmo_hf.composition.manifest import MANIFEST_FILE, Manifest
 from flexolmo_hf.composition.reader import open_safetensors
-from flexolmo_hf.errors import ConfigurationError, DamagedFileError, NonFiniteTensorError, NotAPackageError
+from flexolmo_hf.composition.verification import (
+    WEIGHTS_FILE,
+    describe,
+    refuse_non_finite,
+    refuse_other_than_one_expert,
+    sha256_of,
+)
+from flexolmo_hf.errors import ConfigurationError, DamagedFileError, NotAPackageError
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.names import PUBLIC
 
-WEIGHTS_FILE = "expert.safetensors"
-#: Written by the trainers beside a checkpoint: how its expert was trained.
-TRAINING_RECORD = "expert_training.json"
 FILES = [WEIGHTS_FILE, MANIFEST_FILE, CARD_FILE]
 MATRICES = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
@@ -97,12 +99,12 @@ class ExpertPackage:
             if bias is not None:
                 tensors[f"{at}.router.bias"] = bias[position : position + 1].detach().clone()
             public_rows[layer] = tensors[f"{at}.router.public_row"] = weight[public].detach().clone()
-        _refuse_non_finite(tensors, name)
+        refuse_non_finite(tensors, name)
         state = model.state_dict()  # type: ignore[attr-defined]
         manifest = Manifest(
             name=name,
             anchor=fingerprint_anchor(model.config, state, state.__getitem__, public_rows),
-            tensors=_describe(tensors),
+            tensors=describe(tensors),
             sha256="",
             router_bias=model.config.router_bias,
             owner=owner,
@@ -123,7 +125,7 @@ class ExpertPackage:
         with new_folder(folder, needed_bytes=size) as partial:
             contiguous = {key: tensor.contiguous() for key, tensor in self.tensors.items()}
             save_file(contiguous, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-            manifest = replace(self.manifest, sha256=_sha256(partial / WEIGHTS_FILE))
+            manifest = replace(self.manifest, sha256=sha256_of(partial / WEIGHTS_FILE))
             manifest.write(partial)
             write_package_card(partial, manifest, parameters=self.parameters)
 
@@ -166,13 +168,13 @@ class ExpertPackage:
         manifest = Manifest.read(path)
         with open_safetensors(path / WEIGHTS_FILE) as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        if _sha256(path / WEIGHTS_FILE) != manifest.sha256:
+        if sha256_of(path / WEIGHTS_FILE) != manifest.sha256:
             raise DamagedFileError(WEIGHTS_FILE, "its content is not what the manifest describes (sha256 differs)")
-        found = _describe(tensors)
+        found = describe(tensors)
         if found != manifest.tensors:
             raise DamagedFileError(WEIGHTS_FILE, "its tensors are not those the manifest lists")
-        _refuse_other_than_one_expert(found, manifest, path.name)
-        _refuse_non_finite(tensors, manifest.name)
+        refuse_other_than_one_expert(found, manifest, path.name)
+        refuse_non_finite(tensors, manifest.name)
         return cls(manifest, tensors)
 
     @property
@@ -198,22 +200,6 @@ class ExpertPackage:
                 yield int(key.split(".")[1]), tensor
 
 
-def read_training_record(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Return what a trainer wrote about the expert of a checkpoint folder, as ``training`` and ``evaluation``.
-
-    Raises:
-        DamagedFileError: If the record cannot be read.
-    """
-    path = Path(folder) / TRAINING_RECORD
-    if not path.is_file():
-        return {"training": {}, "evaluation": {}}
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        return {"training": dict(record["training"]), "evaluation": dict(record["evaluation"])}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(TRAINING_RECORD, "it is no training record") from error
-
-
 def _local_package(folder: str | os.PathLike) -> Path:
     path = Path(folder)
     if path.is_dir():
@@ -224,48 +210,3 @@ def _local_package(folder: str | os.PathLike) -> Path:
         return Path(snapshot_download(str(folder), allow_patterns=FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise NotAPackageError(path.name, "there is neither such a folder nor a Hub repository within reach") from error
-
-
-def _describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, list]:
-    return {
-        key: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in sorted(tensors.items())
-    }
-
-
-def _refuse_other_than_one_expert(found: Mapping[str, list], manifest: Manifest, folder: str) -> None:
-    """Refuse tensors that do not fit the anchor, though a manifest lists them."""
-    settings = manifest.anchor.settings
-    try:
-        layers, hidden, inner = (
-            int(settings[key]) for key in ("num_hidden_layers", "hidden_size", "intermediate_size")
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise NotAPackageError(folder, "its anchor has no sizes") from error
-    one_layer: dict[str, list[int]] = {
-        "gate_proj.weight": [inner, hidden],
-        "up_proj.weight": [inner, hidden],
-        "down_proj.weight": [hidden, inner],
-        "router.row": [hidden],
-        "router.public_row": [hidden],
-        **({"router.bias": [1]} if manifest.router_bias else {}),
-    }
-    expected = {f"layers.{layer}.{name}": shape for layer in range(layers) for name, shape in one_layer.items()}
-    shapes = {name: shape for name, (shape, _) in found.items()}
-    if wrong := sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)):
-        raise DamagedFileError(WEIGHTS_FILE, f"it does not hold one expert of its anchor; see {', '.join(wrong[:4])}")
-    if len({dtype for _, dtype in found.values()}) != 1:
-        raise DamagedFileError(WEIGHTS_FILE, "its tensors are of several dtypes")
-
-
-def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], name: str) -> None:
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise NonFiniteTensorError(key, f"expert {name!r}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -13,12 +13,17 @@ from transformers import Olmo2Config
 
 from flexolmo_hf.errors import DamagedFileError, IncompleteCheckpointError, NotFlexOlmoError, UnexpectedTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.locate import looks_like_a_repository, model_type_of, named_errors
+from flexolmo_hf.modeling.locate import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    looks_like_a_repository,
+    model_type_of,
+    named_errors,
+)
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 from flexolmo_hf.modeling.names import PUBLIC
 from flexolmo_hf.modeling.upcycling import anchor_config
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Text formats only: a pickle that lies beside a model is not carried on.
 _BESIDE_WEIGHTS = ("tokenizer*", "special_tokens_map*", "vocab*", "merges*", "chat_template*", "generation_config*")
 _TEXT_FORMATS = {".json", ".txt", ".jinja", ".model"}
@@ -128,15 +133,16 @@ def _settings_of(folder: Path) -> tuple[FlexOlmoConfig, bool]:
     model_type = model_type_of(folder)
     if model_type not in (FlexOlmoConfig.model_type, Olmo2Config.model_type):
         raise NotFlexOlmoError(model_type)
-    if model_type == FlexOlmoConfig.model_type:
-        return FlexOlmoConfig.from_pretrained(folder), False
-    return anchor_config(Olmo2Config.from_pretrained(folder), expert_names=[PUBLIC]), True
+    with named_errors(folder):
+        if model_type == FlexOlmoConfig.model_type:
+            return FlexOlmoConfig.from_pretrained(folder), False
+        return anchor_config(Olmo2Config.from_pretrained(folder), expert_names=[PUBLIC]), True
 
 
 def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[tuple[int, ...], int]]]]:
     """Yield the file, name, shape and size of each tensor the checkpoint lists."""
     listed = _weight_map(folder)
-    for file_name in sorted(set(listed.values())) if listed else [_SINGLE]:
+    for file_name in sorted(set(listed.values())) if listed else [SINGLE_FILE]:
         with open_safetensors(folder / file_name) as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 if not listed or listed.get(name) == file_name:
@@ -147,17 +153,17 @@ def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[tuple[int, ..
 
 def _weight_map(folder: Path) -> dict[str, str]:
     """Return the file of each tensor as the index tells it; empty for a checkpoint of one file."""
-    if not (folder / _INDEX).is_file():
-        if not (folder / _SINGLE).is_file():
-            raise DamagedFileError(_SINGLE, "it is missing, and so is an index of several files")
+    if not (folder / INDEX_FILE).is_file():
+        if not (folder / SINGLE_FILE).is_file():
+            raise DamagedFileError(SINGLE_FILE, "it is missing, and so is an index of several files")
         return {}
     try:
-        index = json.loads((folder / _INDEX).read_text("utf-8"))
+        index = json.loads((folder / INDEX_FILE).read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFileError(_INDEX, "it is not JSON") from error
+        raise DamagedFileError(INDEX_FILE, "it is not JSON") from error
     listed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(listed, dict) or not listed or any(not _is_plain_file(file) for file in listed.values()):
-        raise DamagedFileError(_INDEX, "it does not say which file of this folder holds which tensor")
+        raise DamagedFileError(INDEX_FILE, "it does not say which file of this folder holds which tensor")
     return listed
 
 

@@ -119,9 +119,10 @@ class NamedExpertCheckpoint(ExpertSets):
             # With a configuration given, upstream hands keywords to the constructor instead of to it.
             config = kwargs["config"] = copy.deepcopy(kwargs["config"])
             config.active_experts = parse_expert_set(kwargs.pop("active_experts"), config.expert_names)
+        subfolder = kwargs.get("subfolder", "")
         if path is not None:
-            model_type_of(path, kwargs.get("subfolder", ""))
-        with named_errors(path):
+            model_type_of(path, subfolder)
+        with named_errors(path, subfolder):
             loaded = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         model, report = loaded
         refuse_gaps(report)

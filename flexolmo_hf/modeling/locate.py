@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from flexolmo_hf.errors import CheckpointNotFoundError, DamagedFileError, FlexOlmoError
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, SINGLE_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -45,11 +46,11 @@ def model_type_of(path: str | os.PathLike, subfolder: str = "") -> str | None:
 
 
 @contextmanager
-def named_errors(path: Any) -> Iterator[None]:
+def named_errors(path: Any, subfolder: str = "") -> Iterator[None]:
     """Turn the hosts' errors about files and repositories into ours.
 
     Raises:
-        DamagedFileError: If a weight file cannot be read.
+        DamagedFileError: If a weight file is missing or cannot be read, or a setting is of another type.
         CheckpointNotFoundError: If a repository cannot be reached or does not exist.
     """
     try:
@@ -58,10 +59,25 @@ def named_errors(path: Any) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise DamagedFileError(_first_damaged_file(path), "it is truncated or not a safetensors file") from error
+    except StrictDataclassError as error:
+        raise DamagedFileError(CONFIG_FILE, str(error).split("\n")[0].rstrip(":").lower()) from error
     except OSError as error:
-        if path is None or not looks_like_a_repository(path):
+        if path is None:
             raise
-        raise CheckpointNotFoundError(str(path), str(error).split("\n")[0]) from error
+        if looks_like_a_repository(path):
+            raise CheckpointNotFoundError(str(path), str(error).split("\n")[0]) from error
+        if (file := _first_missing_file(Path(path) / subfolder)) is None:
+            raise
+        raise DamagedFileError(file, "it is missing") from error
+
+
+def _first_missing_file(folder: Path) -> str | None:
+    if (folder / SINGLE_FILE).is_file():
+        return None
+    if not (folder / INDEX_FILE).is_file():
+        return SINGLE_FILE
+    listed = json.loads((folder / INDEX_FILE).read_text("utf-8"))["weight_map"].values()
+    return next((Path(file).name for file in sorted(set(listed)) if not (folder / file).is_file()), None)
 
 
 def _first_damaged_file(path: Any) -> str:

@@ -96,11 +96,12 @@ def _dense_model(dense: Any, load_options: Mapping[str, Any]) -> Olmo2ForCausalL
         if not isinstance(dense, Olmo2ForCausalLM) or dense.config.model_type != Olmo2Config.model_type:
             raise NotOlmo2Error(dense.config.model_type)
         return dense
-    found = model_type_of(dense, load_options.get("subfolder", ""))
+    subfolder = load_options.get("subfolder", "")
+    found = model_type_of(dense, subfolder)
     if found is not None and found != Olmo2Config.model_type:
         raise NotOlmo2Error(found)
     locate = {key: load_options[key] for key in ("revision", "subfolder", "token", "cache_dir") if key in load_options}
-    with named_errors(dense):
+    with named_errors(dense, subfolder):
         config = AutoConfig.from_pretrained(dense, **locate)
         if config.model_type != Olmo2Config.model_type:
             raise NotOlmo2Error(config.model_type)

@@ -1,6 +1,5 @@
 """Train one expert alone, next to the frozen public model, with TRL (arXiv 2507.07024)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
-from flexolmo_hf.composition.package import TRAINING_RECORD
+from flexolmo_hf.composition.training_record import write_training_record
 from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
@@ -131,8 +130,7 @@ class ExpertSFTTrainer(SFTTrainer):
         folder = Path(output_dir or self.args.output_dir)
         # A pickle that nothing reads back, with every path of the run in it.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        record = {"training": self.training_record(), "evaluation": self.evaluation_record()}
-        (folder / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_training_record(folder, training=self.training_record(), evaluation=self.evaluation_record())
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: TRL's names the run's folder and data set. Packages and merged models have cards of their own."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM
 from flexolmo_hf.composition.manifest import Manifest
-from flexolmo_hf.composition.package import WEIGHTS_FILE
+from flexolmo_hf.composition.verification import WEIGHTS_FILE
 from flexolmo_hf.errors import FlexOlmoError
 from tests.conftest import dense_model
 

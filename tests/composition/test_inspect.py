@@ -166,3 +166,8 @@ def test_a_checkpoint_with_more_experts_than_it_says_is_refused(merged, refused)
 def test_a_place_without_a_checkpoint_is_refused(merged, tmp_path, refused, place):
     with refused(FlexOlmoError):
         inspect_checkpoint(tmp_path / place)
+
+
+def test_a_repository_that_cannot_be_reached_is_refused(refused):
+    with refused(FlexOlmoError, "'nobody/nothing'"):
+        inspect_checkpoint("nobody/nothing")

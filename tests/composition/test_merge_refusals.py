@@ -169,7 +169,9 @@ def test_an_anchor_of_another_architecture_is_refused(one_owner, tmp_path, refus
         merge_experts(one_owner.anchor, one_owner.packages, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("config", ["{", "{}", '{"model_type": "unheard_of"}', "[1]"])
+@pytest.mark.parametrize(
+    "config", ["{", "{}", '{"model_type": "unheard_of"}', "[1]", '{"model_type": "olmo2", "hidden_size": "wide"}']
+)
 def test_an_anchor_whose_settings_cannot_be_read_is_refused(one_owner, tmp_path, refused, config):
     (one_owner.anchor / CONFIG).write_text(config)
 

@@ -165,7 +165,7 @@ def test_pickled_weights_are_never_read(checkpoint):
     torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
     (checkpoint / "model.safetensors").unlink()
 
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(DamagedFileError, match=r"'model\.safetensors' cannot be used: it is missing"):
         AutoModelForCausalLM.from_pretrained(checkpoint)
     with pytest.raises(ConfigurationError, match="pickled"):
         AutoModelForCausalLM.from_pretrained(checkpoint, use_safetensors=False)
@@ -200,3 +200,13 @@ def test_the_configuration_survives_a_round_trip(checkpoint):
     assert config.expert_names == NAMES
     assert config.active_experts is None
     assert config.num_experts == 4
+
+
+@torch.no_grad()
+def test_a_checkpoint_in_a_subfolder_loads_and_names_what_is_missing_there(checkpoint, input_ids):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.parent, subfolder="checkpoint", active_experts=["math"])
+    assert model.expert_names == ["math"]
+
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(DamagedFileError, match="model.safetensors"):
+        AutoModelForCausalLM.from_pretrained(checkpoint.parent, subfolder="checkpoint")
