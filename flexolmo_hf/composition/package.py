@@ -120,7 +120,10 @@ class ExpertPackage:
         Raises:
             OutputFolderNotEmptyError: If the folder holds anything.
             NoSpaceError: If the disk is too small.
+            NonFiniteTensorError: If a weight has become NaN or infinite.
         """
+        # The tensors may be a live model's, and may have moved since they were taken.
+        refuse_non_finite(self.tensors, self.name)
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
         with new_folder(folder, needed_bytes=size) as partial:
             contiguous = {key: tensor.contiguous() for key, tensor in self.tensors.items()}

@@ -9,10 +9,11 @@ saved as a smaller checkpoint, its experts numbered anew.
 import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.utils import logging
@@ -129,6 +130,14 @@ class NamedExpertCheckpoint(ExpertSets):
         model._check_public_bias()
         return (model, report) if output_loading_info else model
 
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, expected_keys: Any = None
+    ) -> Any:
+        # A file that holds nothing but experts that were left out is not even opened.
+        files = _files_to_open(checkpoint_files, load_config.sharded_metadata, model._keys_to_ignore_on_load_unexpected)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, expected_keys)
+
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, state_dict: dict[str, torch.Tensor] | None = None, **kwargs: Any
     ) -> None:
@@ -183,6 +192,17 @@ class NamedExpertCheckpoint(ExpertSets):
                 "The checkpoint gives the public expert a router bias.",
                 "The public expert has none (arXiv 2507.07024): set it to 0 in every layer.",
             )
+
+
+def _files_to_open(
+    files: list[str] | None, metadata: Mapping[str, Any] | None, ignored: Iterable[str]
+) -> list[str] | None:
+    if files is None or metadata is None or not ignored:
+        return files
+    wanted = {
+        file for key, file in metadata["weight_map"].items() if not any(re.search(pattern, key) for pattern in ignored)
+    }
+    return [file for file in files if os.path.basename(file) in wanted]
 
 
 def refuse_gaps(report: Mapping[str, Any]) -> None:

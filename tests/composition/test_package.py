@@ -276,3 +276,12 @@ def test_a_manifest_that_lists_other_tensors_is_noticed(folder, refused):
 
     with refused(DamagedFileError, WEIGHTS, "not those the manifest lists"):
         ExpertPackage.from_pretrained(folder)
+
+
+def test_an_expert_that_diverges_between_taking_and_saving_is_not_saved(model, tmp_path, refused):
+    package = ExpertPackage.from_model(model, "math")
+    with torch.no_grad():
+        model.expert_modules("math")[0].up_proj.weight[0] = float("nan")
+
+    with refused(NonFiniteTensorError, "layers.0.up_proj.weight"):
+        package.save_pretrained(tmp_path / "package")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.flex_olmo import FlexOlmoForCausalLM as StockModel
 
-from flexolmo_hf import FlexOlmoForCausalLM, FlexOlmoMixtureModel
+from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM, FlexOlmoMixtureModel, merge_experts
 from flexolmo_hf.errors import (
     ConfigurationError,
     DamagedFileError,
@@ -200,6 +200,27 @@ def test_the_configuration_survives_a_round_trip(checkpoint):
     assert config.expert_names == NAMES
     assert config.active_experts is None
     assert config.num_experts == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("damage", ["garbage", "gone"])
+def test_a_file_of_an_absent_expert_is_not_even_opened(tmp_path, input_ids, damage):
+    dense = dense_model()
+    for name in ("math", "code"):
+        ExpertPackage.from_model(FlexOlmoForCausalLM.from_dense(dense, expert=name), name).save_pretrained(
+            tmp_path / name
+        )
+    dense.save_pretrained(tmp_path / "dense")
+    merged = merge_experts(tmp_path / "dense", {n: tmp_path / n for n in ("math", "code")}, tmp_path / "merged")
+    whole = AutoModelForCausalLM.from_pretrained(merged)
+    whole.set_active_experts(["public", "math"])
+    (file,) = merged.glob("model-expert-code-*")
+    file.unlink() if damage == "gone" else file.write_bytes(b"garbage")
+    part = AutoModelForCausalLM.from_pretrained(merged, active_experts=["public", "math"])
+
+    assert torch.equal(part(input_ids).logits, whole(input_ids).logits)
+    with pytest.raises(DamagedFileError, match=file.name):
+        AutoModelForCausalLM.from_pretrained(merged)
 
 
 @torch.no_grad()
