@@ -1,0 +1,127 @@
+"""Bits per byte: how many bits a model needs for each byte of a text it has not seen. Lower is better.
+
+Unlike perplexity it compares models with different tokenizers: a text has the same bytes however it is cut.
+
+Shapes: B windows in a batch, T tokens in a window, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flexolmo_hf.errors import ConfigurationError
+
+_IGNORED = -100
+
+
+class BitsPerByte(float):
+    """The measured value, which is a float, with what it was measured on.
+
+    Attributes:
+        bits: Bits the model needs for all texts.
+        bytes: UTF-8 bytes of all texts.
+        tokens: Tokens scored.
+    """
+
+    bits: float
+    bytes: int
+    tokens: int
+
+    def __new__(cls, bits: float, bytes: int, tokens: int) -> "BitsPerByte":
+        """Divide the bits by the bytes."""
+        value = super().__new__(cls, bits / bytes)
+        value.bits, value.bytes, value.tokens = bits, bytes, tokens
+        return value
+
+    def __reduce__(self) -> tuple[type, tuple[float, int, int]]:
+        """Give what a copy needs."""
+        return BitsPerByte, (self.bits, self.bytes, self.tokens)
+
+
+def bits_per_byte(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int = 1024,
+    batch_size: int = 8,
+) -> BitsPerByte:
+    """Measure the bits per byte of a causal language model on texts.
+
+    Every token of every text is scored exactly once, given the tokens before it in its window. A document longer than
+    `max_length` is cut into windows that share no scored token; each begins with the last token of the one before, as
+    context. The first window begins with the tokenizer's BOS token or, without one, its EOS token: what a model sees
+    before a new document. That token and padding are never scored, and nothing is added at the end. The bytes are those
+    of the texts as given.
+
+    Args:
+        model: The model. It is put into evaluation mode for the measurement.
+        tokenizer: Its tokenizer.
+        texts: Documents.
+        max_length: Tokens in a window, the context token included, at least 2.
+        batch_size: Windows the model reads at once. Windows of similar length share a batch.
+
+    Returns:
+        Total bits over total bytes.
+
+    Raises:
+        ConfigurationError: If a size is too small, there is no text, or the tokenizer has neither BOS nor EOS.
+    """
+    if max_length < 2 or batch_size < 1:
+        raise ConfigurationError(
+            f"max_length={max_length} and batch_size={batch_size} leave nothing to score.",
+            "A window needs at least 2 tokens (one is context), a batch at least 1 window.",
+        )
+    size = sum(len(text.encode()) for text in texts)
+    if not size:
+        raise ConfigurationError("There is no text to score.", "Give at least one document that is not empty.")
+    windows = _windows(tokenizer, texts, max_length)
+    was_training = model.training
+    model.eval()
+    try:
+        bits = math.fsum(_bits(model, batch) for batch in _batches(windows, batch_size))
+    finally:
+        model.train(was_training)
+    return BitsPerByte(bits, size, sum(len(window) - 1 for window in windows))
+
+
+def _windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    # The first token of each window is context, all others are scored.
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise ConfigurationError(
+            "The tokenizer has neither BOS nor EOS: nothing stands before a document to predict its first token.",
+            "Set tokenizer.eos_token to the token that ended documents in training.",
+        )
+    documents = [[start, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]] for text in texts]
+    step = max_length - 1
+    return [tokens[i : i + max_length] for tokens in documents for i in range(0, len(tokens) - 1, step)]
+
+
+def _batches(windows: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:
+    longest_first = sorted(windows, key=len, reverse=True)
+    return (longest_first[i : i + batch_size] for i in range(0, len(longest_first), batch_size))
+
+
+@torch.no_grad()
+def _bits(model: PreTrainedModel, batch: list[list[int]]) -> float:
+    shape = (len(batch), len(batch[0]))
+    # What stands in the padding is never read: attention masks it and its label is ignored. Every model has token 0.
+    ids_BT = torch.zeros(shape, dtype=torch.long)
+    mask_BT = torch.zeros(shape, dtype=torch.long)
+    for row, tokens in enumerate(batch):
+        ids_BT[row, : len(tokens)] = torch.tensor(tokens)
+        mask_BT[row, : len(tokens)] = 1
+    labels_BT = ids_BT.masked_fill(mask_BT == 0, _IGNORED)
+    logits_BTV = model(
+        input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), use_cache=False
+    ).logits
+    nats = torch.nn.functional.cross_entropy(
+        logits_BTV[:, :-1].flatten(0, 1).float(),
+        labels_BT[:, 1:].flatten().to(logits_BTV.device),
+        ignore_index=_IGNORED,
+        reduction="sum",
+    )
+    return nats.item() / math.log(2)
