@@ -34,8 +34,8 @@ def test_standard_library_holds_no_tests_packages_or_tables(tmp_path):
     for path in ("json/decoder.py", "os.py", "test/test_os.py", "json/tests/x.py", "site-packages/numpy.py"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(f"# {path}\n")
-    for name in ("_sysconfigdata__linux.py", "empty.py"):
-        (tmp_path / name).write_text("")
+    (tmp_path / "_sysconfigdata__linux.py").write_text("build_time_vars = {}\n")
+    (tmp_path / "empty.py").write_text("")
 
     assert sources.standard_library(tmp_path) == ["# json/decoder.py\n", "# os.py\n"]
 

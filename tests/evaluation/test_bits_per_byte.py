@@ -27,7 +27,7 @@ def tokenizer():
 def model():
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=258,
+        vocab_size=260,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -54,6 +54,15 @@ def test_value_is_bits_over_bytes_computed_by_hand(model, tokenizer):
     expected = sum(bits_by_hand(model, [0, *tokenizer(text)["input_ids"]]) for text in TEXTS)
     assert found.bits == pytest.approx(expected, rel=1e-5)
     assert found == pytest.approx(expected / sum(len(text.encode()) for text in TEXTS), rel=1e-5)
+
+
+def test_bytes_are_counted_where_a_token_has_several(model, tokenizer):
+    tokenizer.add_tokens(["ree"])
+
+    found = bits_per_byte(model, tokenizer, ["Three."], max_length=64)
+
+    assert (found.bytes, found.tokens) == (6, 4)
+    assert found == found.bits / 6
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 100])
@@ -84,7 +93,7 @@ def test_every_token_is_scored_exactly_once(model, tokenizer, max_length):
     found = bits_per_byte(model, tokenizer, TEXTS, max_length=max_length)
 
     assert found.tokens == found.bytes == sum(len(text.encode()) for text in TEXTS)
-    assert found == pytest.approx(math.log2(258), rel=1e-6)
+    assert found == pytest.approx(math.log2(260), rel=1e-6)
 
 
 def test_document_starts_from_bos_where_the_tokenizer_has_one(model, tokenizer):
