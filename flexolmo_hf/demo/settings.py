@@ -54,7 +54,7 @@ FULL = DemoSettings(
 )
 QUICK = DemoSettings(
     heldout_bytes=30_000,
-    wikipedia_bytes=600_000,
+    wikipedia_bytes=450_000,
     public_share=0.06,
     owner_bytes=200_000,
     vocabulary=1024,
