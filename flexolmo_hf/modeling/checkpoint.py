@@ -18,7 +18,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.utils import logging
 
-from flexolmo_hf.errors import ConfigurationError, IncompleteCheckpointError, UnexpectedTensorError
+from flexolmo_hf.errors import ConfigurationError, IncompleteCheckpointError, NotFlexOlmoError, UnexpectedTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.locate import model_type_of, named_errors
@@ -121,8 +121,9 @@ class NamedExpertCheckpoint(ExpertSets):
             config = kwargs["config"] = copy.deepcopy(kwargs["config"])
             config.active_experts = parse_expert_set(kwargs.pop("active_experts"), config.expert_names)
         subfolder = kwargs.get("subfolder", "")
-        if path is not None:
-            model_type_of(path, subfolder)
+        found = None if path is None else model_type_of(path, subfolder)
+        if found not in (None, FlexOlmoConfig.model_type):
+            raise NotFlexOlmoError(found)
         with named_errors(path, subfolder):
             loaded = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         model, report = loaded

@@ -1,16 +1,22 @@
 """A training run described by a file, as the command line takes it."""
 
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset, disable_progress_bars, load_dataset
+from datasets import logging as datasets_logging
 from transformers import AutoTokenizer, HfArgumentParser
 
-from flexolmo_hf.errors import ConfigurationError, DamagedFileError
+from flexolmo_hf.errors import ConfigurationError, DamagedFileError, UnknownArgumentError
+from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 from flexolmo_hf.trainers.config import ExpertSFTConfig
 from flexolmo_hf.trainers.expert import ExpertSFTTrainer
+from flexolmo_hf.trainers.freezing import freeze_except
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 
@@ -40,20 +46,34 @@ def read_job(path: str | Path) -> tuple[TrainingInputs, ExpertSFTConfig]:
     path = Path(path)
     if not path.is_file():
         raise ConfigurationError(f"There is no file {path.name!r}.", "Give a YAML file, see `flexolmo train --help`.")
-    parser = HfArgumentParser([TrainingInputs, ExpertSFTConfig])
     try:
-        inputs, args = parser.parse_yaml_file(str(path))
-    except (TypeError, KeyError) as error:
-        raise ConfigurationError(
-            f"{path.name!r} is no training job: {error}.", "It needs model_path, data and expert."
-        ) from error
-    except ValueError as error:
-        if "not used by the" not in str(error):
-            raise
-        raise ConfigurationError(
-            f"{path.name!r}: {error}.", "Check their spelling against `flexolmo train --help`."
-        ) from error
-    return inputs, args
+        settings = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path.name!r} is not YAML.", "Write one `key: value` per line.") from error
+    needed = ("model_path", "data", "expert", "output_dir")
+    if not isinstance(settings, dict) or any(key not in settings for key in needed):
+        raise ConfigurationError(f"{path.name!r} is no training job.", f"It needs {', '.join(needed)}.")
+    known = {field.name for kind in (TrainingInputs, ExpertSFTConfig) for field in fields(kind)}
+    if unknown := sorted(set(settings) - known):
+        raise UnknownArgumentError(unknown, sorted(known))
+    numbers = {name: _number(name, value) for name, value in settings.items() if name in _NUMBERS}
+    return HfArgumentParser([TrainingInputs, ExpertSFTConfig]).parse_dict({**settings, **numbers})
+
+
+_NUMBERS = {
+    field.name: field.type for field in fields(ExpertSFTConfig) if field.type in (float, int, float | None, int | None)
+}
+
+
+def _number(name: str, value: Any) -> Any:
+    """Read a number as people write it: YAML takes ``1e-3``, which has no point, for a text."""
+    kind = float if _NUMBERS[name] in (float, float | None) else int
+    if value is None or isinstance(value, (int, float)):
+        return value
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{name} is {value!r}.", "It is a number.") from error
 
 
 def run_job(inputs: TrainingInputs, args: ExpertSFTConfig) -> Path:
@@ -66,21 +86,45 @@ def run_job(inputs: TrainingInputs, args: ExpertSFTConfig) -> Path:
         FlexOlmoError: The kind that fits, if the model, the data or the settings are refused.
     """
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     if args.disable_tqdm:
         disable_progress_bars()
+    model = FlexOlmoForCausalLM.from_pretrained(
+        inputs.model_path, **{"dtype": "float32", **(args.model_init_kwargs or {})}
+    )
+    freeze_except(model, args.expert, train_router=args.train_router)
+    args.model_init_kwargs = None
     tokenizer = AutoTokenizer.from_pretrained(inputs.model_path)
-    with tempfile.TemporaryDirectory(prefix=".data-", dir=output) as cache:
+    output.mkdir(parents=True, exist_ok=True)
+    with _removed_if_left_empty(output), tempfile.TemporaryDirectory(prefix=".data-", dir=output) as cache:
         trainer = ExpertSFTTrainer(
-            model=inputs.model_path,
+            model=model,
             args=args,
-            train_dataset=read_rows(inputs.data, cache),
-            eval_dataset=read_rows(inputs.eval_data, cache) if inputs.eval_data else None,
+            train_dataset=_usable(read_rows(inputs.data, cache), args),
+            eval_dataset=_usable(read_rows(inputs.eval_data, cache), args) if inputs.eval_data else None,
             processing_class=tokenizer,
         )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model(str(output))
     return output
+
+
+@contextmanager
+def _removed_if_left_empty(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _usable(rows: Dataset, args: ExpertSFTConfig) -> Dataset:
+    kinds = [{args.dataset_text_field}, {"prompt", "completion"}, {"messages"}, {"input_ids"}]
+    if not any(kind <= set(rows.column_names) for kind in kinds):
+        raise ConfigurationError(
+            "The rows of the data hold nothing to train on.",
+            f"Each needs {args.dataset_text_field!r}, 'prompt' and 'completion', or 'messages'.",
+        )
+    return rows
 
 
 def read_rows(places: list[str], cache: str) -> Dataset:
@@ -100,11 +144,16 @@ def read_rows(places: list[str], cache: str) -> Dataset:
     (kind,) = kinds
     options: dict[str, Any] = {"sample_by": "document"} if kind == "text" else {}
     names = [str(file) for file in files]
+    level = datasets_logging.get_verbosity()
+    # The reader would log the whole path of a file it cannot parse.
+    datasets_logging.set_verbosity(datasets_logging.CRITICAL)
     try:
         return load_dataset(kind, data_files=names, split="train", cache_dir=cache, **options)
     except Exception as error:
         # The reader's own message quotes the text it stumbled over.
         raise DamagedFileError(", ".join(file.name for file in files[:3]), f"its rows are not {kind}") from error
+    finally:
+        datasets_logging.set_verbosity(level)
 
 
 def _files_of(place: Path) -> list[Path]:
