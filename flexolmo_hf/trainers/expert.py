@@ -45,9 +45,7 @@ class ExpertSFTTrainer(SFTTrainer):
                 f"The settings are a {type(args).__name__}, which names no expert.", "Give an ExpertSFTConfig."
             )
         if isinstance(model, (str, Path)):
-            # TRL would look the architecture up by name in transformers and load the stock class.
-            model = FlexOlmoForCausalLM.from_pretrained(model, **{"dtype": "float32", **(args.model_init_kwargs or {})})
-            args.model_init_kwargs = None
+            model = load_to_train(model, args)
         if not isinstance(model, ExpertSets):
             raise NotFlexOlmoError(model.config.model_type)
         freeze_except(model, args.expert, train_router=args.train_router)
@@ -138,6 +136,20 @@ class ExpertSFTTrainer(SFTTrainer):
     def _send_telemetry(self) -> None:
         if self.args.telemetry:
             super()._send_telemetry()
+
+
+def load_to_train(path: str | Path, args: ExpertSFTConfig) -> FlexOlmoForCausalLM:
+    """Load a model to train, in float32 unless ``model_init_kwargs`` say otherwise.
+
+    TRL would look the architecture up by name in transformers and load the stock class.
+
+    Raises:
+        FlexOlmoError: The kind that fits, as `FlexOlmoForCausalLM.from_pretrained`.
+    """
+    options = {"dtype": "float32", **(args.model_init_kwargs or {})}
+    # Used up here; TRL warns of options for a model that is already loaded.
+    args.model_init_kwargs = None
+    return FlexOlmoForCausalLM.from_pretrained(path, **options)
 
 
 class _KeepBiasesNegative(TrainerCallback):

@@ -13,10 +13,8 @@ from datasets import logging as datasets_logging
 from transformers import AutoTokenizer, HfArgumentParser
 
 from flexolmo_hf.errors import ConfigurationError, DamagedFileError, UnknownArgumentError
-from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 from flexolmo_hf.trainers.config import ExpertSFTConfig
-from flexolmo_hf.trainers.expert import ExpertSFTTrainer
-from flexolmo_hf.trainers.freezing import freeze_except
+from flexolmo_hf.trainers.expert import ExpertSFTTrainer, load_to_train
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 
@@ -88,11 +86,9 @@ def run_job(inputs: TrainingInputs, args: ExpertSFTConfig) -> Path:
     output = Path(args.output_dir)
     if args.disable_tqdm:
         disable_progress_bars()
-    model = FlexOlmoForCausalLM.from_pretrained(
-        inputs.model_path, **{"dtype": "float32", **(args.model_init_kwargs or {})}
-    )
-    freeze_except(model, args.expert, train_router=args.train_router)
-    args.model_init_kwargs = None
+    model = load_to_train(inputs.model_path, args)
+    # Before the data are read, which may take long.
+    model.expert_position(args.expert)
     tokenizer = AutoTokenizer.from_pretrained(inputs.model_path)
     output.mkdir(parents=True, exist_ok=True)
     with _removed_if_left_empty(output), tempfile.TemporaryDirectory(prefix=".data-", dir=output) as cache:

@@ -89,6 +89,17 @@ def test_the_loss_is_the_plain_loss_and_both_z_losses(trainer, model):
     torch.testing.assert_close(found, plain + 0.5 * router_z + 0.25 * lm_z, atol=1e-4, rtol=1e-5)
 
 
+def test_the_output_z_loss_is_normalised_like_the_loss_it_joins(trainer, model):
+    run = trainer(TEXT, gradient_checkpointing=False, router_z_loss_coef=0.0, lm_z_loss_coef=0.25)
+    batch = next(iter(run.get_train_dataloader()))
+    model.train()
+    tokens = (batch["labels"][:, 1:] != -100).sum()
+    alone = run.compute_loss(model, dict(batch), num_items_in_batch=None)
+    as_half_of_a_step = run.compute_loss(model, dict(batch), num_items_in_batch=2 * tokens)
+
+    torch.testing.assert_close(as_half_of_a_step, alone / 2)
+
+
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointed"])
 def test_the_router_z_loss_reaches_the_row(trainer, model, changes):
     gradients = []
