@@ -46,7 +46,7 @@ class ExpertNotLoadedError(FlexOlmoError):
         wanted = [*self.loaded, self.name]
         return (
             f"Expert {self.name!r} is in the checkpoint but was not loaded. In memory are {self.loaded}. "
-            f"Load the model again with active_experts={wanted}."
+            f"Bring it in with model.load_expert({self.name!r}), or load the model again with active_experts={wanted}."
         )
 
 
@@ -92,6 +92,60 @@ class ExpertTypeError(FlexOlmoError):
         return (
             f"{self.value!r} ({type(self.value).__name__}) is not an expert name. Experts are chosen by name, "
             f"as a list of str: this model has {self.known}.{hint}"
+        )
+
+
+class ExpertRowsError(FlexOlmoError):
+    """The sets of experts given for a batch do not fit it."""
+
+    def __init__(self, given: str, rule: str):
+        super().__init__(given, rule)
+        self.given, self.rule = given, rule
+
+    def __str__(self) -> str:
+        return (
+            f"active_experts is {self.given}, but {self.rule}. "
+            "Nothing falls back to all experts; leave active_experts out to use the set in force."
+        )
+
+
+class CacheExpertSetError(FlexOlmoError):
+    """A KV cache that one set of experts filled was given to another."""
+
+    def __init__(self, filled_by: Sequence[Sequence[str]], asked_for: Sequence[Sequence[str]]):
+        super().__init__([list(row) for row in filled_by], [list(row) for row in asked_for])
+        self.filled_by, self.asked_for = self.args
+
+    def __str__(self) -> str:
+        return (
+            f"The cache was filled by {_set_or_rows(self.filled_by)} and cannot be continued by "
+            f"{_set_or_rows(self.asked_for)}: its keys and values carry the experts that made them. "
+            "Continue with the same set, or start with an empty cache."
+        )
+
+
+def _set_or_rows(rows: Sequence[Sequence[str]]) -> str:
+    if len({tuple(row) for row in rows}) == 1:
+        return "+".join(rows[0])
+    return "rows of " + ", ".join("+".join(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
+
+
+class ForeignCacheError(FlexOlmoError):
+    """A KV cache was filled by another model, or by someone unknown."""
+
+    def __init__(self, cache: tuple[int, int, int], model: tuple[int, int, int], marked: bool):
+        super().__init__(cache, model, marked)
+        self.cache, self.model, self.marked = cache, model, marked
+
+    def __str__(self) -> str:
+        sizes = ""
+        if self.cache[0] and self.cache != self.model:
+            names = "{} layers, {} key-value heads of width {}"
+            sizes = f" It has {names.format(*self.cache)}; this model has {names.format(*self.model)}."
+        who = "another model filled it" if self.marked else "it does not say which experts filled it"
+        return (
+            f"past_key_values cannot be continued: {who}.{sizes} Start with an empty cache; or, if you know that this "
+            "model and this set filled it, say so with model.mark_cache(cache, active_experts=[...])."
         )
 
 
@@ -268,6 +322,23 @@ class AnchorMismatchError(FlexOlmoError):
             f"Package {self.package!r} was trained beside another anchor ({'. '.join(parts)}). "
             "All experts of a model share one frozen public model, bit for bit. "
             "Merge it with the anchor it was trained on, in the same dtype, or train it again beside this one."
+        )
+
+
+class AmbiguousExpertError(FlexOlmoError):
+    """Experts that should tell each other apart by their weights do not."""
+
+    def __init__(self, references: Sequence[str], experts: Sequence[int]):
+        super().__init__(list(references), list(experts))
+        self.references, self.experts = list(references), list(experts)
+
+    def __str__(self) -> str:
+        many = len(self.references) > 1
+        return (
+            f"{'References' if many else 'Reference'} {_some([repr(name) for name in self.references])} "
+            f"{'fit' if many else 'fits'} {'experts' if len(self.experts) > 1 else 'expert'} "
+            f"{_some([str(index) for index in self.experts])}. One reference names one expert; "
+            f"a name that may be wrong is not given. {'Leave one of them out.' if many else 'Leave it out.'}"
         )
 
 

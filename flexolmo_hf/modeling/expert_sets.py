@@ -1,7 +1,8 @@
-"""Which experts a live model uses: names in, positions out.
+"""Which experts a live model uses: names in, selections out.
 
-The set in force is held by the layers (as positions) and shown by the configuration (as names). It changes here and
-nowhere else, so what is checked here can be trusted in `forward`.
+The set in force is held by the layers (as a `Selection`) and shown by the configuration (as names). It changes here
+and nowhere else, so what is checked here can be trusted in `forward`. A call may bring sets of its own, which leave no
+trace in the model: threads that share one can serve people with different rights.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from flexolmo_hf.errors import ExpertNotLoadedError
+from flexolmo_hf.errors import EmptyExpertSetError, ExpertNotLoadedError, ExpertRowsError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import parse_expert_set
+from flexolmo_hf.modeling.selection import RowNames, Selection, read_rows, select
 
 
 class ExpertSets:
@@ -35,20 +37,24 @@ class ExpertSets:
     def active_experts(self) -> list[str]:
         """Names of the experts in force, in checkpoint order."""
         # Read from the layers, not from the configuration: two models may share one configuration object.
-        names, active = self.expert_names, self.mixtures[0].active
-        return names if active is None else [names[position] for position in active]
+        return list(self._in_force.names[0])
 
     @property
     def mixtures(self) -> list[FlexOlmoMixture]:
         """The mixture of each layer, first layer first."""
         return [layer.mlp for layer in self.base_model.layers]  # type: ignore[attr-defined]
 
+    @property
+    def _in_force(self) -> Selection:
+        selection = self.mixtures[0].in_force
+        return self._selection_of((tuple(self.expert_names),)) if selection is None else selection
+
     def expert_position(self, name: str) -> int:
         """Return where an expert stands among those in memory.
 
         Raises:
             UnknownExpertError: If the checkpoint has no such expert.
-            ExpertNotLoadedError: If it was left out at load time.
+            ExpertNotLoadedError: If it is in the checkpoint but not in memory.
         """
         (name,) = parse_expert_set([name], self.config.expert_names)
         if name not in self.expert_names:
@@ -68,24 +74,24 @@ class ExpertSets:
 
         Raises:
             UnknownExpertError: If the checkpoint has no such expert.
-            ExpertNotLoadedError: If it was left out at load time.
+            ExpertNotLoadedError: If it is in the checkpoint but not in memory.
             DuplicateExpertError: If a name is repeated.
             EmptyExpertSetError: If there is no name.
             ExpertTypeError: If something else than names is given.
         """
-        loaded = self.expert_names
-        chosen = loaded if names is None else parse_expert_set(names, self.config.expert_names)
-        positions = tuple(self.expert_position(name) for name in chosen)
-        self.config.active_experts = chosen
+        chosen = self._loaded_set(names) if names is not None else tuple(self.expert_names)
+        selection = self._selection_of((chosen,))
+        self.config.active_experts = list(chosen)
         for mixture in self.mixtures:
-            mixture.active = None if len(positions) == len(loaded) else positions
+            mixture.in_force = selection
         self._active_experts_changed()
 
     @contextmanager
     def use_experts(self, *names: str) -> Iterator[Any]:
         """Use these experts inside a ``with`` block and return to the former set after it, whatever happens.
 
-        The set belongs to the model: threads that share one model share it too.
+        The set belongs to the model: threads that share one model share it too. A set for one call alone is given to
+        the call: ``model(..., active_experts=...)``.
         """
         before = self.active_experts
         self.set_active_experts(names)
@@ -93,6 +99,77 @@ class ExpertSets:
             yield self
         finally:
             self.set_active_experts(before)
+
+    def select_experts(self, active_experts: Any, batch: int | None = None) -> Selection:
+        """Resolve what a call gives as ``active_experts``.
+
+        Args:
+            active_experts: Names for the whole batch; a list with names, or None, for each row; a bool mask ``(E,)`` or
+                ``(B, E)`` over the experts in memory; a `Selection`; or None for the set in force.
+            batch: The number of rows, for the check; None if not known.
+
+        Returns:
+            What the layers need.
+
+        Raises:
+            ExpertRowsError: If there are more or fewer sets than rows, or a mask does not fit.
+            UnknownExpertError, ExpertNotLoadedError, DuplicateExpertError, EmptyExpertSetError, ExpertTypeError: If a
+                set is none of this model's.
+        """
+        if active_experts is None:
+            return self._in_force
+        if isinstance(active_experts, Selection):
+            return active_experts
+        loaded = self.expert_names
+        rows = read_rows(active_experts, loaded)
+        if rows is None:
+            return self._selection_of((self._loaded_set(active_experts),))
+        if getattr(active_experts, "ndim", 2) == 1:
+            return self._selection_of((self._loaded_set(rows[0]),))
+        if batch is not None and len(rows) != batch:
+            raise ExpertRowsError(
+                f"{len(rows)} sets of experts for {batch} rows", "give one set per row, or one for all"
+            )
+        in_force = tuple(self.active_experts)
+        return self._selection_of(tuple(in_force if row is None else self._loaded_set(row) for row in rows))
+
+    def _loaded_set(self, names: Any) -> tuple[str, ...]:
+        chosen = tuple(parse_expert_set(names, self.config.expert_names))
+        if not chosen:
+            raise EmptyExpertSetError(self.expert_names)
+        loaded = self.expert_names
+        for name in chosen:
+            if name not in loaded:
+                raise ExpertNotLoadedError(name, loaded)
+        return chosen
+
+    def _selection_of(self, names: RowNames) -> Selection:
+        backbone = self.base_model  # type: ignore[attr-defined]
+        if len(names) > 1:
+            return select([m.experts for m in self.mixtures], self.expert_names, names, backbone.device)
+        # One set is used over and over, by many calls: a live switch then is a look-up.
+        known = backbone.__dict__.setdefault("_selections", {})
+        if names[0] not in known:
+            known[names[0]] = select([m.experts for m in self.mixtures], self.expert_names, names, backbone.device)
+        selection: Selection = known[names[0]]
+        return selection
+
+    def _experts_in_memory_changed(self, active: Iterable[str]) -> None:
+        """Forget what was resolved against other experts, and put a set in force."""
+        self.base_model.__dict__["_selections"] = {}  # type: ignore[attr-defined]
+        self.set_active_experts(list(active))
+
+    def pack_experts(self) -> None:
+        """Hold the experts of each layer as 3-D tensors whose slices are the linear weights, for grouped kernels.
+
+        The memory is the same, but one layer's experts exist twice while they move. Saving, `.to()`, training, and
+        adding or removing experts work as before.
+
+        Raises:
+            ConfigurationError: If the experts are quantised, adapted or offloaded.
+        """
+        for mixture in self.mixtures:
+            mixture.pack()
 
     def _active_experts_changed(self) -> None:
         """Let a head follow the number of active experts."""

@@ -1,14 +1,24 @@
 """The mixture that stands where a dense decoder has its feed-forward network.
 
-Shape letters: B batch, T tokens, H hidden, A active experts, K experts per token, N = B*T.
+Shape letters: B batch, T tokens, H hidden, E experts in memory, A experts that may be used, K experts per token,
+N = B*T. Where the rows of a batch use different sets, A is E.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.flex_olmo.modeling_flex_olmo import FlexOlmoMLP
 
+from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.packing import PackedExperts, can_pack
 from flexolmo_hf.modeling.router import FlexOlmoRouter
+from flexolmo_hf.modeling.selection import Selection
+
+#: Ways to run the experts that this module knows; all others are kernels of transformers' experts interface.
+AUTO, DENSE, EAGER, GROUPED = "auto", "dense", "eager", "grouped_mm"
 
 
 class FlexOlmoMixture(nn.Module):
@@ -20,54 +30,180 @@ class FlexOlmoMixture(nn.Module):
     Attributes:
         gate: The router over all experts in memory.
         experts: The experts in memory, keyed by checkpoint index ("0", "3").
-        active: Positions of the active ones among those in memory, ascending; None for all.
+        in_force: Who uses which experts when a call does not say; None for all in memory.
+        packed: The experts as 3-D tensors that share the linear weights' memory, or None.
     """
 
-    def __init__(self, config: FlexOlmoConfig):
+    def __init__(self, config: FlexOlmoConfig, layer_idx: int = 0):
         super().__init__()
         self.gate = FlexOlmoRouter(config)
-        self.experts = nn.ModuleDict({str(index): FlexOlmoMLP(config) for index in config.loaded_indices})
-        self.experts_per_token = config.num_experts_per_tok
-        self.norm_topk_prob = config.norm_topk_prob
-        self.active: tuple[int, ...] | None = None
+        self.experts = nn.ModuleDict({str(index): FlexOlmoExpert(config) for index in config.loaded_indices})
+        self.config = config
+        self.layer_idx = layer_idx
+        self.in_force: Selection | None = None
+        self.packed: PackedExperts | None = None
 
-    def forward(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_BTH: torch.Tensor, selection: Selection | None = None) -> torch.Tensor:
         """Mix the outputs of each token's experts.
 
         Args:
             hidden_BTH: The residual stream, ``(B, T, H)``.
+            selection: Who uses which experts; None for the set in force.
 
         Returns:
             The mixture's output, ``(B, T, H)``.
         """
-        _, probs_BTA = self.gate(hidden_BTH, self.active)
-        experts = list(self.experts.values())
-        if self.active is not None:
-            experts = [experts[position] for position in self.active]
-        if self.experts_per_token >= len(experts):
-            return self._all_experts(hidden_BTH, probs_BTA.to(hidden_BTH.dtype), experts)
-        return self._top_experts(hidden_BTH, probs_BTA, experts)
-
-    @staticmethod
-    def _all_experts(hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: list[nn.Module]) -> torch.Tensor:
-        # Every expert sees every token: no choice, hence no sort, no gather and no wait for the device. The input keeps
-        # its batch dimension, which per-sample gradients need.
-        mixed = experts[0](hidden_BTH) * weights_BTA[..., 0:1]
-        for position, expert in enumerate(experts[1:], start=1):
-            mixed = mixed + expert(hidden_BTH) * weights_BTA[..., position : position + 1]
-        return mixed
-
-    def _top_experts(self, hidden_BTH: torch.Tensor, probs_BTA: torch.Tensor, experts: list[nn.Module]) -> torch.Tensor:
-        tokens_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
-        weights_NK, chosen_NK = probs_BTA.reshape(-1, len(experts)).topk(self.experts_per_token, dim=-1)
-        if self.norm_topk_prob:
+        selection = self.in_force if selection is None else selection
+        if selection is None:
+            experts = list(self.experts.values())
+        else:
+            selection = selection.to(hidden_BTH.device)
+            experts = selection.experts[self.layer_idx]
+        _, probs_BTA = self.gate(hidden_BTH, selection)
+        widest = len(experts) if selection is None else selection.widest
+        per_token = min(self.config.num_experts_per_tok, widest)
+        method = self._method(per_token == widest, experts)
+        if per_token == widest and method == DENSE:
+            # Every token uses all its experts: no choice, hence no sort, no gather and no wait for the device.
+            return self._dense(hidden_BTH, probs_BTA.to(hidden_BTH.dtype), experts, selection)
+        weights_NK, chosen_NK = probs_BTA.reshape(-1, len(experts)).topk(per_token, dim=-1)
+        if self.config.norm_topk_prob:
             weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
         weights_NK = weights_NK.to(hidden_BTH.dtype)
-        mixed_NH = torch.zeros_like(tokens_NH)
-        for position, expert in enumerate(experts):
-            token, slot = torch.where(chosen_NK == position)
-            if token.numel() == 0:
-                continue
-            output = expert(tokens_NH[token]) * weights_NK[token, slot, None]
-            mixed_NH.index_add_(0, token, output.to(mixed_NH.dtype))
-        return mixed_NH.view_as(hidden_BTH)
+        if method == DENSE:
+            weights_NA = torch.zeros_like(probs_BTA, dtype=hidden_BTH.dtype).reshape(-1, len(experts))
+            weights_BTA = weights_NA.scatter(-1, chosen_NK, weights_NK).view_as(probs_BTA)
+            return self._dense(hidden_BTH, weights_BTA, experts, selection)
+        tokens_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
+        if selection is not None and selection.allowed is not None:
+            # A row with fewer experts than slots leaves slots empty; an empty slot is marked A and never computed.
+            allowed_NA = selection.allowed.repeat_interleave(hidden_BTH.shape[1], dim=0)
+            chosen_NK = torch.where(allowed_NA.gather(1, chosen_NK), chosen_NK, len(experts))
+        if method == EAGER:
+            return _one_by_one(tokens_NH, chosen_NK, weights_NK, experts).view_as(hidden_BTH)
+        return self._packed_kernel(method, tokens_NH, chosen_NK, weights_NK, selection).view_as(hidden_BTH)
+
+    def _method(self, all_used: bool, experts: Sequence[nn.Module]) -> str:
+        """Choose how to run the experts: see docs/modeling/running_experts.md."""
+        wanted = self.config._experts_implementation or AUTO
+        compiling = torch.compiler.is_compiling()
+        if wanted in (DENSE, EAGER):
+            return wanted
+        if wanted == AUTO and all_used:
+            return DENSE
+        # A 3-D tensor is no parameter: where the experts learn, they run one by one.
+        learning = torch.is_grad_enabled() and any(p.requires_grad for e in experts for p in e.parameters())
+        if wanted == AUTO:
+            on_accelerator = self.gate.weight.device.type not in ("cpu", "meta")
+            if learning or not (on_accelerator or (compiling and self.packed is not None)):
+                return DENSE if compiling else EAGER
+        if learning:
+            return EAGER
+        if compiling:
+            return self._method_compiled(wanted)
+        if self.packed is None or not self.packed.holds(list(self.experts.values())):
+            if not can_pack(list(self.experts.values())):
+                return EAGER
+            self.pack()
+        return GROUPED if wanted == AUTO else wanted
+
+    def _method_compiled(self, wanted: str) -> str:
+        if self.packed is not None:
+            return GROUPED if wanted == AUTO else wanted
+        if wanted == AUTO:
+            return DENSE
+        raise ConfigurationError(
+            f"experts_implementation={wanted!r} wants packed experts, and a compiled forward cannot pack them.",
+            "Call model.pack_experts() before compiling or exporting.",
+        )
+
+    @staticmethod
+    def _dense(
+        hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: Sequence[nn.Module], selection: Selection | None
+    ) -> torch.Tensor:
+        # The input keeps its batch dimension, which per-sample gradients need. Where rows differ, an expert sees only
+        # the rows that may use it: a weight of 0 would not keep a NaN out, forward or backward.
+        mixed: Any = None
+        for column, expert in enumerate(experts):
+            weight = weights_BTA[..., column : column + 1]
+            rows = None
+            if selection is not None and selection.per_row:
+                if not selection.used[column]:
+                    continue
+                rows = selection.rows[column]
+            if rows is None:
+                output = expert(hidden_BTH) * weight
+                mixed = output if mixed is None else mixed + output
+            else:
+                output = expert(hidden_BTH.index_select(0, rows)) * weight.index_select(0, rows)
+                mixed = torch.zeros_like(hidden_BTH, dtype=output.dtype) if mixed is None else mixed
+                mixed = mixed.index_add(0, rows, output.to(mixed.dtype))
+        result: torch.Tensor = mixed
+        return result
+
+    def _packed_kernel(
+        self,
+        method: str,
+        tokens_NH: torch.Tensor,
+        chosen_NK: torch.Tensor,
+        weights_NK: torch.Tensor,
+        selection: Selection | None,
+    ) -> torch.Tensor:
+        if selection is not None and selection.positions is not None:
+            # The 3-D tensors hold all experts in memory; the choice was among those of the set.
+            chosen_NK = selection.positions[chosen_NK]
+        per_row = selection is not None and selection.per_row
+        return self.packed(method, tokens_NH, chosen_NK, weights_NK, has_empty_slots=per_row)  # type: ignore[misc]
+
+    def pack(self) -> None:
+        """Hold the experts in memory as 3-D tensors, of which the linear weights become views: no second copy.
+
+        Raises:
+            ConfigurationError: If the experts are quantised, adapted or offloaded.
+        """
+        experts = list(self.experts.values())
+        if not can_pack(experts):
+            raise ConfigurationError(
+                "These experts cannot be packed: their weights are not plain ones of one dtype on one device.",
+                "Pack before adding adapters; quantised and offloaded experts run unpacked.",
+            )
+        self.packed = PackedExperts(experts, self.config)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FlexOlmoMixture":
+        # `.to`, `.half` and their kin give each parameter memory of its own; those of packed experts share it again.
+        super()._apply(fn, recurse)
+        if self.packed is not None:
+            self.packed = None
+            self.pack()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the 3-D tensors out of copies and pickles: a copy would not share memory with its parameters."""
+        return {**self.__dict__, "packed": None}
+
+
+def _one_by_one(
+    tokens_NH: torch.Tensor, chosen_NK: torch.Tensor, weights_NK: torch.Tensor, experts: Sequence[nn.Module]
+) -> torch.Tensor:
+    """Give each expert its tokens in one piece; A marks an empty slot. Reads the counts on the host, once."""
+    per_token = chosen_NK.shape[1]
+    if len(tokens_NH) == 1 and tokens_NH.device.type == "cpu":
+        # One token, as in decoding: nothing to sort or gather.
+        chosen = [(slot, expert) for slot, expert in enumerate(chosen_NK[0].tolist()) if expert < len(experts)]
+        return torch.stack(
+            [experts[expert](tokens_NH) * weights_NK[:, slot : slot + 1] for slot, expert in chosen]
+        ).sum(0)
+    order = chosen_NK.reshape(-1).argsort(stable=True)
+    counts = torch.bincount(chosen_NK.reshape(-1), minlength=len(experts) + 1).tolist()
+    sorted_tokens = tokens_NH[order // per_token]
+    outputs, start = [], 0
+    for expert, count in zip(experts, counts, strict=False):
+        if count:
+            outputs.append(expert(sorted_tokens[start : start + count]))
+        start += count
+    if counts[len(experts)]:
+        outputs.append(tokens_NH.new_zeros((counts[len(experts)], tokens_NH.shape[1]), dtype=outputs[0].dtype))
+    weighted = torch.cat(outputs) * weights_NK.reshape(-1)[order].unsqueeze(-1)
+    # Back in the order of the slots, each token's outputs are summed in the order of its choices: the same every time.
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return weighted[back].view(*chosen_NK.shape, -1).sum(dim=1).to(tokens_NH.dtype)

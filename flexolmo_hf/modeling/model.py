@@ -1,16 +1,26 @@
 """The network: upstream's FlexOlmo with a `FlexOlmoMixture` of named experts in every layer."""
 
+import uuid
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.flex_olmo import modeling_flex_olmo as upstream
+from transformers.utils import can_return_tuple
 
 from flexolmo_hf.modeling.arguments import known_arguments, refuse_leftovers, refuse_unknown
+from flexolmo_hf.modeling.cache_mark import check_cache, mark_cache
 from flexolmo_hf.modeling.checkpoint import NamedExpertCheckpoint
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.generation import SetsInGeneration
+from flexolmo_hf.modeling.implementation import ExpertsImplementation
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
+from flexolmo_hf.modeling.selection import Selection
 
 
 class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
@@ -21,12 +31,20 @@ class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
         GradientCheckpointingLayer.__init__(self)
         self.hidden_size = config.hidden_size
         self.self_attn = upstream.FlexOlmoAttention(config=config, layer_idx=layer_idx)
-        self.mlp = FlexOlmoMixture(config)
+        self.mlp = FlexOlmoMixture(config, layer_idx)
         self.post_attention_layernorm = upstream.FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_feedforward_layernorm = upstream.FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
+    def forward(
+        self, hidden_states: torch.Tensor, expert_selection: Selection | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Run attention and the mixture, each with its norm after it and a residual around it, ``(B, T, H)``."""
+        attended, _ = self.self_attn(hidden_states=hidden_states, **kwargs)
+        hidden_states = hidden_states + self.post_attention_layernorm(attended)
+        return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states, expert_selection))
 
-class FlexOlmoMixtureModel(NamedExpertCheckpoint, upstream.FlexOlmoModel):
+
+class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstream.FlexOlmoModel):
     """Differs from upstream's `FlexOlmoModel` in that experts are named, separate, and may be absent.
 
     Its class name is its own on purpose: weights are mapped by class name, and upstream's name maps to fused experts.
@@ -46,24 +64,67 @@ class FlexOlmoMixtureModel(NamedExpertCheckpoint, upstream.FlexOlmoModel):
         self.norm = upstream.FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = upstream.FlexOlmoRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
+        #: Tells the caches this model filled from those of others.
+        self.identity = uuid.uuid4().hex
         self._expect_absent_experts()
         self.set_active_experts(None)
         self.post_init()
 
     @wraps(upstream.FlexOlmoModel.forward)
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run upstream's forward, refusing keywords that nothing reads; a head passes those it does not know on."""
+    def forward(
+        self, input_ids: torch.Tensor | None = None, *args: Any, active_experts: Any = None, **kwargs: Any
+    ) -> Any:
+        """Run upstream's forward with the experts of this call, refusing keywords that nothing reads.
+
+        Args:
+            input_ids: As upstream.
+            *args: As upstream.
+            active_experts: Names for the whole batch; a list with names, or None, for each row; a bool mask ``(E,)`` or
+                ``(B, E)`` over the experts in memory; None for the set in force.
+            **kwargs: As upstream; a head passes those it does not know on.
+        """
         refuse_unknown(kwargs, _BACKBONE_ARGUMENTS)
-        return super().forward(*args, **kwargs)
+        selection = None
+        cache = kwargs.get("past_key_values", args[2] if len(args) > 2 else None)
+        if active_experts is not None:
+            given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+            selection = self.select_experts(active_experts, None if given is None else given.shape[0])
+        if cache is not None and not (torch.compiler.is_compiling() and (selection is None or selection.checked)):
+            self._check_cache(cache, self._in_force if selection is None else selection)
+        if selection is not None:
+            kwargs["expert_selection"] = selection
+        outputs = super().forward(input_ids, *args, **kwargs)
+        if cache is None and not torch.compiler.is_compiling():
+            self._mark_new_cache(outputs, self._in_force if selection is None else selection)
+        return outputs
+
+    def _check_cache(self, cache: Any, selection: Selection) -> None:
+        head_dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+        shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, head_dim)
+        check_cache(cache, self.identity, selection.names, shape)
+
+    def _mark_new_cache(self, outputs: Any, selection: Selection) -> None:
+        parts = outputs if isinstance(outputs, tuple) else (outputs.get("past_key_values"),)
+        for part in parts:
+            if isinstance(part, Cache):
+                mark_cache(part, self.identity, selection.names)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FlexOlmoMixtureModel":
+        before = self.active_experts
+        super()._apply(fn, recurse)
+        # What was resolved holds tensors of the former device.
+        self._experts_in_memory_changed(before)
+        return self
 
 
-class FlexOlmoForCausalLM(NamedExpertCheckpoint, upstream.FlexOlmoForCausalLM):
+class FlexOlmoForCausalLM(ExpertsImplementation, SetsInGeneration, NamedExpertCheckpoint, upstream.FlexOlmoForCausalLM):
     """Differs from upstream's `FlexOlmoForCausalLM` in its backbone, and in that experts can be chosen by name.
 
     Example:
         >>> model = AutoModelForCausalLM.from_pretrained(path, active_experts=["public", "math"])
         >>> with model.use_experts("public"):
         ...     model.generate(**inputs)
+        >>> model.generate(**two_prompts, active_experts=[["public"], ["public", "math"]])
     """
 
     config: FlexOlmoConfig
@@ -79,6 +140,106 @@ class FlexOlmoForCausalLM(NamedExpertCheckpoint, upstream.FlexOlmoForCausalLM):
         self.router_aux_loss_coef = config.router_aux_loss_coef
         self._active_experts_changed()
         self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        active_experts: Any = None,
+        **kwargs: Any,
+    ) -> MoeCausalLMOutputWithPast:
+        """Run upstream's forward with the experts of this call.
+
+        Args:
+            input_ids: As upstream.
+            attention_mask: As upstream.
+            position_ids: As upstream.
+            past_key_values: As upstream; filled by this model and these sets, or empty.
+            inputs_embeds: As upstream.
+            labels: As upstream.
+            use_cache: As upstream.
+            output_router_logits: As upstream: logits ``(B*T, A)`` per layer. Where rows use different sets, A is all
+                experts in memory, and what a row may not use has -inf.
+            logits_to_keep: As upstream.
+            active_experts: Who may use what in this call. Names (``["public", "math"]``) for the whole batch; a list
+                with names, or None for the set in force, for each row; a bool mask ``(E,)`` or ``(B, E)`` over
+                `expert_names`; None for the set in force.
+            **kwargs: As upstream; what nothing reads is refused.
+
+        Raises:
+            UnknownExpertError, ExpertNotLoadedError, DuplicateExpertError, EmptyExpertSetError, ExpertTypeError: If a
+            set is none of this model's. ExpertRowsError: If the sets do not fit the batch. CacheExpertSetError,
+            ForeignCacheError: If another set or model filled `past_key_values`. UnknownArgumentError: If nothing reads
+            a keyword.
+        """
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
+        if active_experts is not None:
+            given = input_ids if input_ids is not None else inputs_embeds
+            active_experts = self.select_experts(active_experts, None if given is None else given.shape[0])
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_router_logits=output_router_logits,
+            active_experts=active_experts,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None if labels is None else self.loss_function(logits, labels, self.vocab_size, **kwargs)
+        aux_loss = None
+        if output_router_logits:
+            aux_loss = self._load_balancing_loss(outputs.router_logits, attention_mask, active_experts)
+            if loss is not None:
+                loss = loss + self.router_aux_loss_coef * aux_loss.to(loss.device)
+        return MoeCausalLMOutputWithPast(
+            loss=loss,
+            aux_loss=aux_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits,
+        )
+
+    def _load_balancing_loss(
+        self, router_logits: Any, attention_mask: torch.Tensor | None, selection: Selection | None
+    ) -> Any:
+        # Upstream's loss counts the experts that have a logit; where rows differ, each token counts as many choices as
+        # the row with the fewest experts has, so that nothing a row may not use is ever counted.
+        narrowest = self.num_experts if selection is None else min(len(names) for names in selection.names)
+        return upstream.load_balancing_loss_func(
+            router_logits,
+            router_logits[0].shape[-1] if router_logits else self.num_experts,
+            min(self.config.num_experts_per_tok, narrowest),
+            attention_mask,
+        )
+
+    def mark_cache(self, cache: Any, active_experts: Any = None) -> None:
+        """Vouch for a cache: this model and these experts filled it.
+
+        A cache that went through this model is marked already; one that was rebuilt from its tensors, or read from a
+        file, is not.
+
+        Args:
+            cache: A `transformers.Cache`.
+            active_experts: As in `forward`.
+
+        Raises:
+            FlexOlmoError: As `forward` does for a set that is none of this model's.
+        """
+        mark_cache(cache, self.model.identity, self.select_experts(active_experts).names)
 
     def _active_experts_changed(self) -> None:
         # Upstream's load-balancing loss counts over these two.

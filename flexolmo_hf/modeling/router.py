@@ -11,6 +11,7 @@ from torch import nn
 from transformers.models.flex_olmo.modeling_flex_olmo import FlexOlmoTopKRouter
 
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.selection import Selection
 
 
 class FlexOlmoRouter(FlexOlmoTopKRouter):
@@ -36,31 +37,55 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
         self.trained_position: int | None = None
 
     def forward(
-        self, hidden_BTH: torch.Tensor, active: tuple[int, ...] | None = None
+        self, hidden_BTH: torch.Tensor, selection: Selection | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score the active experts for each token (arXiv 2507.07024).
+        """Score the experts that may be used, for each token (arXiv 2507.07024).
 
         Args:
-            hidden_BTH: The residual stream, any leading dimensions.
-            active: Positions of the active experts among those in memory, ascending; None for all.
+            hidden_BTH: The residual stream, any leading dimensions; ``(B, T, H)`` where rows differ.
+            selection: Who uses which experts; None for all in memory.
 
         Returns:
             Logits ``(B*T, A)`` in the dtype of the input, flattened as upstream records them, and probabilities
-            ``(..., A)`` with the input's leading dimensions, float32.
+            ``(..., A)`` with the input's leading dimensions, float32. Where rows differ, A is all in memory, and what a
+            row may not use has the logit -inf and the probability 0.
         """
-        weight, bias = self.rows(active)
+        if selection is not None and selection.per_row:
+            return self._row_by_row(hidden_BTH, selection)
+        weight, bias = self.rows(None if selection is None else selection.positions)
         logits = F.linear(hidden_BTH, weight, bias)
         return logits.reshape(-1, logits.shape[-1]), logits.softmax(dim=-1, dtype=torch.float32)
 
-    def rows(self, active: tuple[int, ...] | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the matrix ``(A, H)`` and the clamped biases ``(A,)`` or None of the active experts."""
+    def _row_by_row(self, hidden_BTH: torch.Tensor, selection: Selection) -> tuple[torch.Tensor, torch.Tensor]:
+        # Each set scores its own rows of the batch with its own rows of the matrix: what is not in the set takes no
+        # part, neither forward nor backward, where a mask of -inf would still multiply its weights by zero.
+        batch, tokens, _ = hidden_BTH.shape
+        everyone = len(self.weight)
+        all_logits = hidden_BTH.new_full((batch, tokens, everyone), float("-inf"))
+        all_probs = hidden_BTH.new_zeros((batch, tokens, everyone), dtype=torch.float32)
+        for group in selection.groups:
+            logits = F.linear(hidden_BTH.index_select(0, group.rows), *self.rows(group.positions))
+            probs = logits.softmax(dim=-1, dtype=torch.float32)
+            shape = (*logits.shape[:2], everyone)
+            spread = logits.new_full(shape, float("-inf")).index_copy(2, group.positions, logits)
+            all_logits = all_logits.index_copy(0, group.rows, spread.to(all_logits.dtype))
+            all_probs = all_probs.index_copy(
+                0, group.rows, probs.new_zeros(shape).index_copy(2, group.positions, probs)
+            )
+        return all_logits.reshape(-1, everyone), all_probs
+
+    def rows(self, positions: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the matrix ``(A, H)`` and the clamped biases ``(A,)`` or None of some experts in memory.
+
+        Args:
+            positions: Which, ``(A,)`` int64; None for all.
+        """
         weight, bias = self._with_trained_row()
         if bias is not None:
             bias = bias.clamp(max=0)
-        if active is not None:
-            # Slices instead of an index list: a list would become a tensor on the host and wait for the device.
-            weight = torch.cat([weight[i : i + 1] for i in active])
-            bias = None if bias is None else torch.cat([bias[i : i + 1] for i in active])
+        if positions is not None:
+            weight = weight.index_select(0, positions)
+            bias = None if bias is None else bias.index_select(0, positions)
         return weight, bias
 
     def _with_trained_row(self) -> tuple[torch.Tensor, torch.Tensor | None]:

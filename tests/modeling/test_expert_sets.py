@@ -110,7 +110,7 @@ def test_left_out_at_load_switched_off_and_never_there_are_the_same_bit_for_bit(
 def test_one_expert_alone_takes_all_the_mass(input_ids):
     model = named_model()
     model.set_active_experts(["math"])
-    _, probs = model.model.layers[0].mlp.gate(torch.randn(2, 3, TINY["hidden_size"]), (1,))
+    _, probs = model.model.layers[0].mlp.gate(torch.randn(2, 3, TINY["hidden_size"]), model.mixtures[0].in_force)
 
     assert torch.equal(probs, torch.ones(2, 3, 1))
 

@@ -1,0 +1,100 @@
+"""Generation with sets of experts: one per call or one per row, through every decoding mode.
+
+The set is resolved once, at the start, and travels with the other inputs of the model. A switch of the set in force
+while text is being generated, by another thread or a callback, does not reach a running generation.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
+
+from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError
+from flexolmo_hf.modeling.expert_sets import ExpertSets
+from flexolmo_hf.modeling.selection import Selection
+
+
+class SetsInGeneration(ExpertSets):
+    """`generate` that takes ``active_experts``."""
+
+    __call__: Callable[..., Any]
+
+    def generate(
+        self, inputs: torch.Tensor | None = None, *args: Any, active_experts: Any = None, **kwargs: Any
+    ) -> Any:
+        """Generate as upstream does, with the experts of this call.
+
+        Args:
+            inputs: As upstream.
+            *args: As upstream.
+            active_experts: As in `forward`; one set per row means per prompt, whatever the number of beams or of
+                returned sequences.
+            **kwargs: As upstream.
+
+        Returns:
+            As upstream.
+
+        Raises:
+            FlexOlmoError: As `forward` does.
+            ConfigurationError: If continuous batching is asked to serve a set of its own.
+        """
+        if kwargs.get("cache_implementation") == "paged" and active_experts is not None:
+            self._refuse_continuous_batching()
+        given = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
+        selection = self.select_experts(active_experts, None if given is None else given.shape[0])
+        # The first forward of a generation is never compiled and checks the cache; the compiled ones after it need not.
+        selection = replace(selection, checked=True)
+        return super().generate(inputs, *args, active_experts=selection, **kwargs)  # type: ignore[misc]
+
+    def generate_batch(self, *args: Any, active_experts: Any = None, **kwargs: Any) -> Any:
+        """Generate with continuous batching as upstream does, with the set in force.
+
+        Raises:
+            ConfigurationError: If a set is given: requests of all sets would share one paged cache.
+        """
+        if active_experts is not None:
+            self._refuse_continuous_batching()
+        return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
+
+    @staticmethod
+    def _refuse_continuous_batching() -> None:
+        raise ConfigurationError(
+            "Continuous batching shares one paged cache among requests, so it serves the set in force only.",
+            "Choose the set with model.use_experts(...) around the call, or use another cache_implementation.",
+        )
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
+        # Beams and returned sequences of a prompt are neighbouring rows, and all have the prompt's set.
+        selection = kwargs.get("active_experts")
+        if isinstance(selection, Selection) and len(selection.names) > 1 and expand_size > 1:
+            names = tuple(row for row in selection.names for _ in range(expand_size))
+            kwargs["active_experts"] = replace(self._selection_of(names), checked=selection.checked)
+        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)  # type: ignore[misc]
+
+    def _get_logits_processor(self, *args: Any, model_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)  # type: ignore[misc]
+        # Guidance runs the model on a prompt of its own, and knows nothing of sets.
+        for processor in processors:
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                processor.model = partial(self.__call__, active_experts=(model_kwargs or {}).get("active_experts"))
+        return processors
+
+    def _get_candidate_generator(self, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        assistant = kwargs.get("assistant_model")
+        model_kwargs = dict(model_kwargs)
+        selection = model_kwargs.pop("active_experts", None)
+        if isinstance(assistant, ExpertSets) and isinstance(selection, Selection):
+            model_kwargs["active_experts"] = _shared_with(assistant, selection)
+        return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)  # type: ignore[misc]
+
+
+def _shared_with(assistant: ExpertSets, selection: Selection) -> list[str]:
+    """Choose an assistant's experts: those of the set that it holds, and never more. Assistants serve one row."""
+    wanted = selection.names[0]
+    shared = [name for name in assistant.expert_names if name in wanted]
+    if not shared:
+        raise EmptyExpertSetError(assistant.expert_names)
+    return shared
