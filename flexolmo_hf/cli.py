@@ -124,6 +124,50 @@ def merge(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A FlexOlmo checkpoint: folder or Hub repository.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the stock checkpoint; new or empty.")],
+    active_experts: Annotated[
+        str | None, typer.Option(help="Experts to keep, as public,math; default those a plain load makes active.")
+    ] = None,
+    drop_bias: Annotated[
+        bool, typer.Option(help="Leave router biases out; stock software does not read them.")
+    ] = False,
+) -> None:
+    """Write a checkpoint for stock transformers and vLLM, with the chosen experts and no trace of the others."""
+    with _plain_errors():
+        from flexolmo_hf import FlexOlmoConfig, export_checkpoint
+
+        export_checkpoint(checkpoint, out, active_experts=active_experts, drop_bias=drop_bias)
+        names = FlexOlmoConfig.from_pretrained(out).expert_names
+    typer.echo(f"Wrote {out}: experts {names}.")
+
+
+@app.command()
+def identify(
+    checkpoint: Annotated[str, typer.Argument(help="A FlexOlmo checkpoint without names: folder or Hub repository.")],
+    references: Annotated[
+        list[str],
+        typer.Argument(help="[NAME=]FOLDER of a package or two-expert checkpoint; a dense model is the public expert."),
+    ],
+    write: Annotated[
+        bool | None, typer.Option(help="Write expert_names.json beside the checkpoint; default for a folder.")
+    ] = None,
+) -> None:
+    """Name a checkpoint's experts by comparing them with experts whose names are known."""
+    with _plain_errors():
+        from flexolmo_hf import identify_experts
+        from flexolmo_hf.modeling.locate import looks_like_a_repository
+
+        if write is None:
+            write = not looks_like_a_repository(checkpoint)
+        found = identify_experts(checkpoint, references, write=write)
+    typer.echo(found.table())
+    if found.written:
+        typer.echo(f"Wrote expert_names.json in {checkpoint}: experts {found.expert_names}.")
+
+
+@app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="A checkpoint folder, a Hub repository or an expert package.")],
 ) -> None:

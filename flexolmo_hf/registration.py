@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from flexolmo_hf.modeling.adapters import keep_targets_as_written
 from flexolmo_hf.modeling.checkpoint import register_weight_mapping
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM, FlexOlmoMixtureModel
@@ -16,6 +17,7 @@ def register() -> None:
     The stock classes remain usable by name (``transformers.FlexOlmoForCausalLM``) and load as before.
     """
     register_weight_mapping(FlexOlmoMixtureModel.__name__)
+    keep_targets_as_written()
     AutoConfig.register(FlexOlmoConfig.model_type, FlexOlmoConfig, exist_ok=True)
     for auto_class, model_class in _AUTO_MODELS.items():
         auto_class.register(FlexOlmoConfig, model_class, exist_ok=True)

@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Olmo2Config, Olmo2ForCausalLM, PreTrainedTokenizerFast
 from transformers.models.flex_olmo import FlexOlmoConfig as StockConfig
@@ -53,6 +54,18 @@ def shaken(model):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
+
+
+def as_one_file(folder):
+    """Rewrite a checkpoint of several files as the one file that stock transformers writes; return that file."""
+    file, tensors = folder / "model.safetensors", {}
+    if not file.exists():
+        for part in sorted(folder.glob("model-*.safetensors")):
+            tensors |= {key: tensor.clone() for key, tensor in load_file(part).items()}
+            part.unlink()
+        (folder / "model.safetensors.index.json").unlink()
+        save_file(tensors, file, metadata={"format": "pt"})
+    return file
 
 
 def stock_model(**changes):

@@ -12,9 +12,11 @@ import torch
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM, inspect_checkpoint, merge_experts
+from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM, export_checkpoint, inspect_checkpoint, merge_experts
 from flexolmo_hf.cli import app
+from flexolmo_hf.modeling.sidecar import read_expert_names
 from tests.composition.conftest import consortium, edit_json, logits, tree
+from tests.conftest import as_one_file
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "model.safetensors"
@@ -25,6 +27,7 @@ def place(tmp_path, monkeypatch):
     """The working directory: `anchor`, `package-math`, `package-code`, and `math`, in which math was trained."""
     owners = consortium(tmp_path)
     owners.models["math"].save_pretrained(tmp_path / "math")
+    as_one_file(tmp_path / "math")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -124,10 +127,55 @@ def test_inspect_shows_a_package_and_its_anchor(place):
     assert inspect_checkpoint("package-math").anchor_digest in said
 
 
+def test_export_writes_what_export_checkpoint_writes(place):
+    succeed("merge", "anchor", "all", "--package", "math=package-math", "--package", "code=package-code")
+    said = succeed("export", "all", "out", "--active-experts", "public,code")
+    export_checkpoint("all", "expected", active_experts=["public", "code"])
+
+    assert said == "Wrote out: experts ['public', 'code'].\n"
+    assert tree(place / "out") == tree(place / "expected")
+
+
+def test_export_drops_biases_when_told_to(place):
+    succeed("init", "anchor", "biased", "--expert", "news", "--router-bias")
+    succeed("export", "biased", "out", "--drop-bias")
+
+    assert not load("out").config.router_bias
+
+
+@pytest.fixture
+def nameless(place):
+    """A merged checkpoint whose configuration does not name its experts."""
+    merge_experts("anchor", {"code": "package-code", "math": "package-math"}, "nameless")
+    edit_json(place / "nameless/config.json", lambda settings: settings.pop("expert_names"))
+    return place
+
+
+def test_identify_shows_every_expert_and_writes_the_names_beside_the_checkpoint(nameless):
+    said = succeed("identify", "nameless", "package-math", "public=anchor").splitlines()
+
+    assert [line.split() for line in said[:4]] == [
+        ["index", "name", "match", "distance"],
+        ["0", "public", "identical", "0.00e+00"],
+        ["1", "expert_1", "none", "-"],
+        ["2", "math", "identical", "0.00e+00"],
+    ]
+    assert said[4:] == ["Wrote expert_names.json in nameless: experts ['public', 'expert_1', 'math']."]
+    assert read_expert_names("nameless", 3) == ["public", "expert_1", "math"]
+
+
+def test_identify_only_looks_when_told_to(nameless):
+    before = tree(nameless)
+    said = succeed("identify", "nameless", "algebra=package-math", "--no-write")
+
+    assert "algebra" in said
+    assert "Wrote" not in said
+    assert tree(nameless) == before
+
+
 def test_help_names_every_command():
-    assert [
-        word for word in ("init", "train", "pack", "merge", "inspect", "demo") if word not in succeed("--help")
-    ] == []
+    commands = ("init", "train", "pack", "merge", "export", "identify", "inspect", "demo")
+    assert [word for word in commands if word not in succeed("--help")] == []
 
 
 def test_the_program_ends_a_misuse_with_code_2_and_no_traceback(place):
@@ -180,6 +228,12 @@ MISUSES = {
         "another anchor",
     ),
     "merge onto a folder that is not empty": (["merge", "anchor", "math", "--package", "a=package-math"], "not empty"),
+    "export an unknown expert": (["export", "math", "out", "--active-experts", "public,maht"], "'maht'"),
+    "export a dense model": (["export", "anchor", "out"], "'olmo2'"),
+    "export into a full folder": (["export", "math", "math"], "'math'"),
+    "identify by a reference that does not exist": (["identify", "math", "nowhere/at/all"], "'all'"),
+    "identify a repository and write": (["identify", "owner/name", "package-math", "--write"], "'owner/name'"),
+    "identify against names of its own": (["identify", "math", "algebra=package-math"], "'algebra'"),
     "inspect a folder that does not exist": (["inspect", "nowhere"], "'nowhere'"),
     "inspect a file": (["inspect", "file"], "'file'"),
     "inspect another architecture": (["inspect", "llama"], "'llama'"),
@@ -236,6 +290,8 @@ def test_a_misuse_ends_with_code_2_and_one_sentence_and_writes_nothing(wreckage,
         (["init", "anchor"], "Missing argument"),
         (["pack", "math", "out"], "Missing option"),
         (["merge", "anchor", "out"], "Missing option"),
+        (["export", "math"], "Missing argument"),
+        (["identify", "math"], "Missing argument"),
         (["inspect"], "Missing argument"),
         (["init", "anchor", "out", "--expret", "math"], "No such option"),
         (["inspekt", "anchor"], "No such command"),

@@ -12,6 +12,7 @@ import pytest
 from datasets import Dataset
 
 from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM, merge_experts
+from tests.composition.conftest import move_expert
 from tests.conftest import dense_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def workplace(tmp_path, tokenizer, monkeypatch):
         dense.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     for name, folder in {"code": "OTHER", "math": "PACKAGE_OF_MATH"}.items():
-        model = FlexOlmoForCausalLM.from_dense(dense, expert=name)
+        model = move_expert(FlexOlmoForCausalLM.from_dense(dense, expert=name), name)
         ExpertPackage.from_model(model, name).save_pretrained(tmp_path / folder)
     packages = {"math": tmp_path / "PACKAGE_OF_MATH", "code": tmp_path / "OTHER"}
     merge_experts(tmp_path / "DENSE", packages, tmp_path / "path" / "or" / "repo")

@@ -5,7 +5,6 @@ not of the model.
 """
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 
 from flexolmo_hf.composition.card import write_model_card
 from flexolmo_hf.composition.fingerprint import AnchorFingerprint, fingerprint_anchor
@@ -23,6 +20,7 @@ from flexolmo_hf.composition.package import MATRICES, ExpertPackage
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
 from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, EmptyExpertSetError, NonFiniteTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.layout import write_weights
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
 
 Package = ExpertPackage | str | os.PathLike
@@ -72,10 +70,10 @@ def merge_experts(
     """
     refuse_nonempty(output_dir)
     parts = _checked_parts(anchor, experts, num_experts_per_tok, router_bias)
-    groups = {"shared": _shared_tensors(parts), **_expert_tensors(parts)}
-    size = sum(t.numel() * t.element_size() for group in groups.values() for t in group.values())
+    tensors = {**_shared_tensors(parts), **_expert_tensors(parts)}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with new_folder(output_dir, needed_bytes=size) as partial:
-        _write_weights(partial, groups, max_shard_size)
+        write_weights(partial, tensors, parts.config.expert_names, max_shard_size, check=_refuse_non_finite)
         parts.config.save_pretrained(partial)
         for file in non_weight_files(parts.anchor.folder):
             shutil.copyfile(file, partial / file.name)
@@ -159,31 +157,18 @@ def _merged_bias(parts: _Parts, layer: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([*biases, *(package.biases().get(layer, none) for package in parts.packages.values())])
 
 
-def _expert_tensors(parts: _Parts) -> dict[str, dict[str, torch.Tensor]]:
-    groups: dict[str, dict[str, torch.Tensor]] = {f"expert-{name}": {} for name in parts.config.expert_names}
+def _expert_tensors(parts: _Parts) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
     for index, name in enumerate(parts.config.expert_names):
         package = parts.packages.get(name)
         for layer in range(parts.config.num_hidden_layers):
             for matrix in MATRICES:
                 key = f"model.layers.{layer}.mlp.experts.{index}.{matrix}"
                 tensor = parts.anchor.tensor(key) if package is None else package.tensors[f"layers.{layer}.{matrix}"]
-                groups[f"expert-{name}"][key] = tensor
-    return groups
+                tensors[key] = tensor
+    return tensors
 
 
-def _write_weights(folder: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], max_shard_size: int | str) -> None:
-    weight_map: dict[str, str] = {}
-    total = 0
-    for group, tensors in groups.items():
-        plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=max_shard_size)
-        shards = list(plan.filename_to_tensors.values())
-        for number, keys in enumerate(shards, start=1):
-            file = f"model-{group}-{number:05d}-of-{len(shards):05d}.safetensors"
-            for key in keys:
-                if not torch.isfinite(tensors[key]).all():
-                    raise NonFiniteTensorError(key, "the anchor")
-                total += tensors[key].numel() * tensors[key].element_size()
-            save_file({key: tensors[key].contiguous() for key in keys}, folder / file, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(keys, file)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+def _refuse_non_finite(key: str, tensor: torch.Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise NonFiniteTensorError(key, "the anchor")

@@ -9,10 +9,15 @@ saved as a smaller checkpoint, its experts numbered anew.
 import copy
 import os
 import re
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
@@ -20,9 +25,12 @@ from transformers.utils import logging
 
 from flexolmo_hf.errors import ConfigurationError, IncompleteCheckpointError, NotFlexOlmoError, UnexpectedTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.download import local_part, name_after
 from flexolmo_hf.modeling.expert_sets import ExpertSets
+from flexolmo_hf.modeling.layout import files_by_expert, remove_single_file
 from flexolmo_hf.modeling.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
+from flexolmo_hf.modeling.needed_files import absent_experts, files_needed
 
 logger = logging.get_logger(__name__)
 
@@ -124,9 +132,12 @@ class NamedExpertCheckpoint(ExpertSets):
         found = None if path is None else model_type_of(path, subfolder)
         if found not in (None, FlexOlmoConfig.model_type):
             raise NotFlexOlmoError(found)
+        path, kwargs, repository = local_part(path, kwargs)
         with named_errors(path, subfolder):
             loaded = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         model, report = loaded
+        if repository is not None:
+            name_after(model, repository)
         refuse_gaps(report)
         model._check_public_bias()
         return (model, report) if output_loading_info else model
@@ -137,12 +148,17 @@ class NamedExpertCheckpoint(ExpertSets):
     ) -> Any:
         # A file that holds nothing but experts that were left out is not even opened.
         files = _files_to_open(checkpoint_files, load_config.sharded_metadata, model._keys_to_ignore_on_load_unexpected)
+        if load_config.disk_offload_folder is not None:
+            # Router rows go there under their keys: those of another set of experts would take their place.
+            os.makedirs(load_config.disk_offload_folder, exist_ok=True)
+            own = tempfile.mkdtemp(prefix="experts-", dir=load_config.disk_offload_folder)
+            load_config = replace(load_config, disk_offload_folder=own)
         return PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, expected_keys)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, state_dict: dict[str, torch.Tensor] | None = None, **kwargs: Any
     ) -> None:
-        """Save the experts in memory as a checkpoint of their own.
+        """Save the experts in memory as a checkpoint of their own, each in files of its own.
 
         A model loaded with some of the experts is saved as a checkpoint that has only these. The set in force is saved
         too: an expert that was switched off stays off when the checkpoint is loaded, until it is asked for.
@@ -157,14 +173,31 @@ class NamedExpertCheckpoint(ExpertSets):
                 "This checkpoint carries router biases, which stock transformers and vLLM do not read. "
                 "It loads as it is meant only with flexolmo_hf."
             )
-        indices = self.expert_indices
-        state = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
-        in_memory = self.config
-        self.config = self._config_to_save(indices)
+        if self._hf_peft_config_loaded:  # type: ignore[attr-defined]
+            # Upstream saves the adapter alone, whose targets are written with the checkpoint's indices.
+            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)  # type: ignore[misc]
+            return
+        if state_dict is not None:
+            state_dict = renumber(state_dict, self.expert_indices)
+        with self._numbered_anew(), files_by_expert(self.expert_names):
+            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)  # type: ignore[misc]
+        remove_single_file(Path(save_directory), kwargs.get("variant"))
+
+    @contextmanager
+    def _numbered_anew(self) -> Iterator[None]:
+        # The modules are renamed, not only a state dict: quantisers make their own, and weights on disk are fetched by
+        # the names of the modules that hold them.
+        config, experts = self.config, [mixture.experts for mixture in self.mixtures]
+        self.config = self._config_to_save(self.expert_indices)
         try:
-            super().save_pretrained(save_directory, state_dict=renumber(state, indices), **kwargs)  # type: ignore[misc]
+            for mixture in self.mixtures:
+                modules = enumerate(mixture.experts.values())
+                mixture.experts = nn.ModuleDict({str(position): module for position, module in modules})
+            yield
         finally:
-            self.config = in_memory
+            self.config = config
+            for mixture, kept in zip(self.mixtures, experts, strict=True):
+                mixture.experts = kept
 
     def _config_to_save(self, indices: list[int]) -> FlexOlmoConfig:
         config = copy.deepcopy(self.config)
@@ -177,10 +210,8 @@ class NamedExpertCheckpoint(ExpertSets):
 
     def _expect_absent_experts(self) -> None:
         """Let loading pass over the tensors of experts that this model was told to leave out."""
-        absent = sorted(set(range(self.config.num_experts)) - set(self.config.loaded_indices))
-        if absent:
-            pattern = rf"\.mlp\.experts\.({'|'.join(map(str, absent))})\."
-            self._keys_to_ignore_on_load_unexpected = {pattern}
+        if absent := absent_experts(self.config):
+            self._keys_to_ignore_on_load_unexpected = absent
 
     def _check_public_bias(self) -> None:
         if not self.config.router_bias or PUBLIC not in self.expert_names:
@@ -200,9 +231,7 @@ def _files_to_open(
 ) -> list[str] | None:
     if files is None or metadata is None or not ignored:
         return files
-    wanted = {
-        file for key, file in metadata["weight_map"].items() if not any(re.search(pattern, key) for pattern in ignored)
-    }
+    wanted = files_needed(metadata["weight_map"], ignored)
     return [file for file in files if os.path.basename(file) in wanted]
 
 

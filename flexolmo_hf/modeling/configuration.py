@@ -1,5 +1,6 @@
 """The configuration: upstream's, plus the experts' names, the set in force and the router's bias."""
 
+import os
 from dataclasses import field
 from typing import Any
 
@@ -8,6 +9,7 @@ from transformers import FlexOlmoConfig as UpstreamFlexOlmoConfig
 
 from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
 from flexolmo_hf.modeling.names import check_distinct, check_expert_name, default_expert_names, parse_expert_set
+from flexolmo_hf.modeling.sidecar import with_sidecar_names
 
 
 @strict
@@ -68,6 +70,12 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def get_config_dict(cls, path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read ``config.json``, and the experts' names from the file beside it."""
+        settings, rest = super().get_config_dict(path, **kwargs)
+        return with_sidecar_names(settings, os.path.join(path, kwargs.get("subfolder", "")), cls.num_experts), rest
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build the configuration from a dictionary and overrides, as `from_pretrained` does.
 
@@ -76,6 +84,8 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
         """
         if config_dict.get("model_type", cls.model_type) != cls.model_type:
             raise NotFlexOlmoError(config_dict["model_type"])
+        if "name_or_path" in kwargs:  # the Auto classes read the file with upstream's class
+            config_dict = with_sidecar_names(config_dict, kwargs["name_or_path"], cls.num_experts)
         if kwargs.get("active_experts") is not None:
             # Upstream would assign the value after construction, past every check but the one of its type.
             config_dict = {**config_dict, "active_experts": kwargs.pop("active_experts")}

@@ -99,23 +99,15 @@ class FlexOlmoMixture(nn.Module):
                 return DENSE if compiling else EAGER
         if learning:
             return EAGER
+        kernel = GROUPED if wanted == AUTO else wanted
         if compiling:
-            return self._method_compiled(wanted)
+            # Packing moves memory, which a compiled forward cannot; without it, all experts run on all tokens.
+            return kernel if self.packed is not None else DENSE
         if self.packed is None or not self.packed.holds(list(self.experts.values())):
             if not can_pack(list(self.experts.values())):
                 return EAGER
             self.pack()
-        return GROUPED if wanted == AUTO else wanted
-
-    def _method_compiled(self, wanted: str) -> str:
-        if self.packed is not None:
-            return GROUPED if wanted == AUTO else wanted
-        if wanted == AUTO:
-            return DENSE
-        raise ConfigurationError(
-            f"experts_implementation={wanted!r} wants packed experts, and a compiled forward cannot pack them.",
-            "Call model.pack_experts() before compiling or exporting.",
-        )
+        return kernel
 
     @staticmethod
     def _dense(

@@ -218,7 +218,7 @@ class FlexOlmoForCausalLM(ExpertsImplementation, SetsInGeneration, NamedExpertCh
     ) -> Any:
         # Upstream's loss counts the experts that have a logit; where rows differ, each token counts as many choices as
         # the row with the fewest experts has, so that nothing a row may not use is ever counted.
-        narrowest = self.num_experts if selection is None else min(len(names) for names in selection.names)
+        narrowest = self.num_experts if selection is None else selection.narrowest
         return upstream.load_balancing_loss_func(
             router_logits,
             router_logits[0].shape[-1] if router_logits else self.num_experts,

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
 from flexolmo_hf.modeling.expert import FewRowsLinear
 
 _LINEAR = ("gate_proj", "up_proj", "down_proj")
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class PackedExperts:
@@ -53,7 +55,7 @@ class PackedExperts:
         if len(experts) != self.num_experts or not can_pack(experts):
             return False
         return all(
-            weight.device == view.device and weight.data_ptr() == view.data_ptr()
+            _place(weight) == _place(view)
             for expert, views in zip(experts, self._views(), strict=True)
             for weight, view in zip(_weights(expert), views, strict=True)
         )
@@ -96,10 +98,18 @@ def can_pack(experts: Sequence[Any]) -> bool:
     """Tell whether the experts are plain weights of one kind, not quantised, adapted or offloaded ones."""
     if any(type(getattr(expert, name, None)) is not FewRowsLinear for expert in experts for name in _LINEAR):
         return False
+    # An offloaded weight is a shape; its values come when its own module runs.
+    if any(hasattr(getattr(expert, name), "_hf_hook") for expert in experts for name in _LINEAR):
+        return False
     weights = [weight for expert in experts for weight in _weights(expert)]
     return len({(weight.dtype, weight.device) for weight in weights}) == 1 and all(
-        type(weight) is nn.Parameter and weight.is_floating_point() for weight in weights
+        weight.dtype in _KERNEL_DTYPES and not is_traceable_wrapper_subclass(weight) for weight in weights
     )
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    # Of the storage, not of the data: tensors without data have one too.
+    return int(tensor.untyped_storage()._cdata), int(tensor.storage_offset())
 
 
 def _weights(expert: Any) -> list[nn.Parameter]:

@@ -46,6 +46,8 @@ class Selection:
         used: Where rows differ: whether any row uses each expert in memory.
         allowed: Where rows differ: whether row b may use expert e, ``(B, E)`` bool.
         checked: Whether the cache of this call has been compared with the set before, as `generate` does at its start.
+        widest: The size of the largest set.
+        narrowest: The size of the smallest set.
     """
 
     names: RowNames
@@ -56,16 +58,18 @@ class Selection:
     used: list[bool] = field(default_factory=list)
     allowed: torch.Tensor | None = None
     checked: bool = False
+    widest: int = field(init=False)
+    narrowest: int = field(init=False)
 
     @property
     def per_row(self) -> bool:
         """Whether rows use different sets."""
         return self.allowed is not None
 
-    @property
-    def widest(self) -> int:
-        """The size of the largest set."""
-        return max(len(names) for names in self.names)
+    def __post_init__(self) -> None:
+        """Measure the sets once: names that are read in a compiled forward would be compiled in."""
+        sizes = [len(names) for names in self.names]
+        self.widest, self.narrowest = max(sizes), min(sizes)
 
     def to(self, device: torch.device) -> "Selection":
         """Return this selection with its tensors on a device; itself if they are there."""

@@ -19,6 +19,7 @@ from flexolmo_hf import FlexOlmoForCausalLM, inspect_checkpoint, merge_experts
 from flexolmo_hf.composition import folder as folders
 from flexolmo_hf.composition import merge
 from flexolmo_hf.errors import NoSpaceError
+from flexolmo_hf.modeling import layout
 from tests.composition.conftest import FULL, disk_with, pack, tree
 from tests.conftest import dense_model
 
@@ -41,7 +42,7 @@ def fail_at_the_third_file(error):
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=repr)
 def test_an_error_while_writing_leaves_nothing(two_owners, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(merge, "save_file", fail_at_the_third_file(error))
+    monkeypatch.setattr(layout, "save_file", fail_at_the_third_file(error))
     before = tree(tmp_path)
 
     with pytest.raises(type(error)):
@@ -67,7 +68,7 @@ def test_an_error_after_the_weights_leaves_nothing(two_owners, tmp_path, monkeyp
     ids=["as the system says it", "as safetensors says it"],
 )
 def test_a_disk_that_fills_up_is_named_and_leaves_nothing(two_owners, tmp_path, monkeypatch, refused, error):
-    monkeypatch.setattr(merge, "save_file", fail_at_the_third_file(error))
+    monkeypatch.setattr(layout, "save_file", fail_at_the_third_file(error))
 
     with refused(NoSpaceError, "needed", "free on the output disk"):
         merge_experts(two_owners.anchor, two_owners.packages, tmp_path / "merged")
@@ -76,7 +77,7 @@ def test_a_disk_that_fills_up_is_named_and_leaves_nothing(two_owners, tmp_path, 
 def test_a_disk_that_is_too_small_is_refused_before_a_byte_is_written(two_owners, tmp_path, monkeypatch, refused):
     merged = merge_experts(two_owners.anchor, two_owners.packages, tmp_path / "merged")
     needed = sum(file.stat().st_size for file in merged.glob("*.safetensors"))
-    monkeypatch.setattr(merge, "save_file", None)
+    monkeypatch.setattr(layout, "save_file", None)
     monkeypatch.setattr(folders.shutil, "disk_usage", disk_with(free=needed // 2))
 
     with refused(NoSpaceError, "MB are free"):
@@ -86,17 +87,17 @@ def test_a_disk_that_is_too_small_is_refused_before_a_byte_is_written(two_owners
 KILLED = """
 import os, signal, sys
 from flexolmo_hf import merge_experts
-from flexolmo_hf.composition import merge
+from flexolmo_hf.modeling import layout
 
 anchor, package, output = sys.argv[1:]
-write = merge.save_file
+write = layout.save_file
 
 def write_and_die(tensors, path, **kwargs):
     write(tensors, path, **kwargs)
     if "expert-public" in str(path):
         os.kill(os.getpid(), signal.SIGKILL)
 
-merge.save_file = write_and_die
+layout.save_file = write_and_die
 merge_experts(anchor, {"math": package}, output)
 """
 

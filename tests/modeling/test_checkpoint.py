@@ -18,14 +18,15 @@ from flexolmo_hf.errors import (
     NotFlexOlmoError,
     UnexpectedTensorError,
 )
-from tests.conftest import dense_model, stock_model
+from tests.conftest import as_one_file, dense_model, stock_model
 from tests.modeling.test_expert_sets import NAMES, named_model
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
+    """A checkpoint in one file, as stock transformers writes small ones."""
     named_model().save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
+    return as_one_file(tmp_path / "checkpoint").parent
 
 
 def rewrite(checkpoint, change):

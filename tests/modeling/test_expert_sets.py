@@ -202,7 +202,7 @@ def test_an_expert_that_was_left_out_is_told_apart_from_one_that_does_not_exist(
     model = AutoModelForCausalLM.from_pretrained(tmp_path, active_experts=["public", "math"])
 
     with pytest.raises(
-        ExpertNotLoadedError, match=r"Load the model again with active_experts=\['public', 'math', 'code'\]"
+        ExpertNotLoadedError, match=r"load the model again with active_experts=\['public', 'math', 'code'\]"
     ):
         model.set_active_experts(["public", "code"])
     with pytest.raises(UnknownExpertError):

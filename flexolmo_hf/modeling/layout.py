@@ -1,0 +1,121 @@
+"""How a checkpoint lies on disk: what all experts share in its own files, and each expert in its own.
+
+Removing an expert then is deleting files, and a partial load fetches only what it may use.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers.modeling_utils
+from huggingface_hub import StateDictSplit, get_torch_storage_size, split_torch_state_dict_into_shards
+from huggingface_hub.serialization import split_state_dict_into_shards_factory
+from safetensors.torch import save_file
+from transformers.modeling_utils import _add_variant
+
+from flexolmo_hf.modeling.locate import INDEX_FILE, SINGLE_FILE
+
+SHARED = "shared"
+FILE_PATTERN = "model{suffix}.safetensors"
+
+_EXPERT_INDEX = re.compile(r"\.mlp\.experts\.(\d+)\.")
+
+
+def split_by_expert(
+    tensors: Mapping[str, torch.Tensor],
+    names: Sequence[str],
+    max_shard_size: int | str,
+    filename_pattern: str = FILE_PATTERN,
+) -> StateDictSplit:
+    """Plan the files of a checkpoint: ``model-shared-00001-of-00001.safetensors``, ``model-expert-math-...``.
+
+    Args:
+        tensors: The state of the model, its experts numbered 0, 1, ...
+        names: Names of these experts.
+        max_shard_size: Largest file, unless one tensor is larger. No file holds tensors of two experts.
+        filename_pattern: As in `huggingface_hub`, with ``{suffix}``.
+    """
+    groups: dict[str, dict[str, torch.Tensor]] = {SHARED: {}, **{f"expert-{name}": {} for name in names}}
+    for key, tensor in tensors.items():
+        match = _EXPERT_INDEX.search(key)
+        groups[SHARED if match is None else f"expert-{names[int(match[1])]}"][key] = tensor
+    files: dict[str, list[str]] = {}
+    for group, members in groups.items():
+        # Not by storage, as `huggingface_hub` would: packed experts are views of one.
+        plan = split_state_dict_into_shards_factory(
+            members, get_storage_size=get_torch_storage_size, max_shard_size=max_shard_size, filename_pattern="{suffix}"
+        )
+        shards = list(plan.filename_to_tensors.values()) if members else []
+        for number, keys in enumerate(shards, start=1):
+            files[filename_pattern.format(suffix=f"-{group}-{number:05d}-of-{len(shards):05d}")] = keys
+    return StateDictSplit(
+        metadata={"total_size": sum(get_torch_storage_size(tensor) for tensor in tensors.values())},
+        filename_to_tensors=files,
+        tensor_to_filename={key: file for file, keys in files.items() for key in keys},
+    )
+
+
+def write_weights(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    names: Sequence[str],
+    max_shard_size: int | str,
+    check: Callable[[str, torch.Tensor], None] = lambda key, tensor: None,
+) -> None:
+    """Write the files of a checkpoint and their index, one file in memory at a time.
+
+    Args:
+        folder: Where.
+        tensors: The state of the model, mapped from files as a rule.
+        names: Names of its experts.
+        max_shard_size: Largest file.
+        check: Called with each tensor before it is written; raises to refuse it.
+    """
+    plan = split_by_expert(tensors, names, max_shard_size)
+    for file, keys in plan.filename_to_tensors.items():
+        for key in keys:
+            check(key, tensors[key])
+        save_file({key: tensors[key].contiguous() for key in keys}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def remove_single_file(folder: Path, variant: str | None = None) -> None:
+    """Remove what an earlier save left as one file: loading would prefer it to the files of this layout."""
+    single, index = _add_variant(SINGLE_FILE, variant), _add_variant(INDEX_FILE, variant)
+    if (folder / index).is_file():
+        (folder / single).unlink(missing_ok=True)
+
+
+_EXPERTS_BEING_SAVED: ContextVar[Sequence[str] | None] = ContextVar("experts_being_saved", default=None)
+_PATCH = threading.Lock()
+
+
+@contextmanager
+def files_by_expert(names: Sequence[str]) -> Iterator[None]:
+    """Let upstream's `save_pretrained` use this layout inside the block, in this thread only.
+
+    Upstream plans the files in the middle of a long method that also gathers sharded and offloaded weights, serialises
+    quantised ones and uploads; it offers no other place to say how.
+    """
+    token = _EXPERTS_BEING_SAVED.set(names)
+    with _PATCH:
+        transformers.modeling_utils.split_torch_state_dict_into_shards = _split
+    try:
+        yield
+    finally:
+        _EXPERTS_BEING_SAVED.reset(token)
+
+
+def _split(state_dict: dict[str, Any], *, filename_pattern: str = FILE_PATTERN, **options: Any) -> StateDictSplit:
+    names = _EXPERTS_BEING_SAVED.get()
+    # Other models, and adapters of ours, keep upstream's plan.
+    if names is None or not filename_pattern.startswith("model"):
+        return split_torch_state_dict_into_shards(state_dict, filename_pattern=filename_pattern, **options)
+    return split_by_expert(state_dict, names, options["max_shard_size"], filename_pattern)
