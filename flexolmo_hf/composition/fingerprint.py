@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.hashing import hash_tensor
 
 #: Settings that change what the same weights compute.
 ANCHOR_SETTINGS = (
@@ -104,11 +105,3 @@ def is_anchor_tensor(name: str, config: FlexOlmoConfig) -> bool:
     if config.tie_word_embeddings and name == "lm_head.weight":
         return False
     return _OTHER_EXPERT.fullmatch(name) is None
-
-
-def hash_tensor(tensor: torch.Tensor) -> str:
-    """Return the sha256 of a tensor's dtype, shape and bytes."""
-    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()

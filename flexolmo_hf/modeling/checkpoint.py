@@ -28,6 +28,7 @@ from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.download import local_part, name_after
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.layout import files_by_expert, remove_single_file
+from flexolmo_hf.modeling.live import CheckpointSource
 from flexolmo_hf.modeling.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
 from flexolmo_hf.modeling.needed_files import absent_experts, files_needed
@@ -138,6 +139,7 @@ class NamedExpertCheckpoint(ExpertSets):
         model, report = loaded
         if repository is not None:
             name_after(model, repository)
+        model.source = _source_of(path, repository, kwargs)
         refuse_gaps(report)
         model._check_public_bias()
         return (model, report) if output_loading_info else model
@@ -224,6 +226,17 @@ class NamedExpertCheckpoint(ExpertSets):
                 "The checkpoint gives the public expert a router bias.",
                 "The public expert has none (arXiv 2507.07024): set it to 0 in every layer.",
             )
+
+
+def _source_of(path: Any, repository: str | None, options: Mapping[str, Any]) -> CheckpointSource | None:
+    if path is None:
+        return None
+    where = {key: options[key] for key in ("subfolder", "variant") if options.get(key)}
+    if repository is None:
+        return CheckpointSource(os.path.abspath(path), **where)
+    cache = {key: options[key] for key in ("cache_dir", "local_files_only") if options.get(key)}
+    # The folder of the cache is named after the commit.
+    return CheckpointSource(repository, Path(path).name, **where, **cache)
 
 
 def _files_to_open(

@@ -155,8 +155,8 @@ class ExpertSets:
         return selection
 
     def _experts_in_memory_changed(self, active: Iterable[str]) -> None:
-        """Forget what was resolved against other experts, and put a set in force."""
-        self.base_model.__dict__["_selections"] = {}  # type: ignore[attr-defined]
+        """Forget what was resolved and hashed of other experts, and put a set in force."""
+        self.base_model.__dict__.update(_selections={}, _hashes={})  # type: ignore[attr-defined]
         self.set_active_experts(list(active))
 
     def pack_experts(self) -> None:

@@ -66,13 +66,11 @@ class FlexOlmoMixture(nn.Module):
         if per_token == widest and method == DENSE:
             # Every token uses all its experts: no choice, hence no sort, no gather and no wait for the device.
             return self._dense(hidden_BTH, probs_BTA.to(hidden_BTH.dtype), experts, selection)
-        weights_NK, chosen_NK = probs_BTA.reshape(-1, len(experts)).topk(per_token, dim=-1)
-        if self.config.norm_topk_prob:
-            weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
+        probs_NA = probs_BTA.reshape(-1, len(experts))
+        weights_NK, chosen_NK = choose(probs_NA, per_token=per_token, normed=self.config.norm_topk_prob)
         weights_NK = weights_NK.to(hidden_BTH.dtype)
         if method == DENSE:
-            weights_NA = torch.zeros_like(probs_BTA, dtype=hidden_BTH.dtype).reshape(-1, len(experts))
-            weights_BTA = weights_NA.scatter(-1, chosen_NK, weights_NK).view_as(probs_BTA)
+            weights_BTA = spread(weights_NK, chosen_NK, experts=len(experts)).view_as(probs_BTA)
             return self._dense(hidden_BTH, weights_BTA, experts, selection)
         tokens_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
         if selection is not None and selection.allowed is not None:
@@ -161,17 +159,43 @@ class FlexOlmoMixture(nn.Module):
             )
         self.packed = PackedExperts(experts, self.config)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "FlexOlmoMixture":
-        # `.to`, `.half` and their kin give each parameter memory of its own; those of packed experts share it again.
-        super()._apply(fn, recurse)
+    def repack(self) -> None:
+        """Follow experts that have come or gone, if they are packed."""
         if self.packed is not None:
             self.packed = None
             self.pack()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FlexOlmoMixture":
+        # `.to`, `.half` and their kin give each parameter memory of its own; those of packed experts share it again.
+        super()._apply(fn, recurse)
+        self.repack()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the 3-D tensors out of copies and pickles: a copy would not share memory with its parameters."""
         return {**self.__dict__, "packed": None}
+
+
+def choose(probs_NA: torch.Tensor, *, per_token: int, normed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the experts of each token, and weigh them.
+
+    Args:
+        probs_NA: Router probabilities over the experts that may be used, ``(N, A)``.
+        per_token: Experts per token, 1 to A.
+        normed: Whether the weights of a token are made to sum to 1 (``norm_topk_prob``).
+
+    Returns:
+        Weights ``(N, K)`` in the dtype of `probs_NA`, largest first, and the experts' columns ``(N, K)``, int64.
+    """
+    weights_NK, chosen_NK = probs_NA.topk(per_token, dim=-1)
+    if normed:
+        weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
+    return weights_NK, chosen_NK
+
+
+def spread(weights_NK: torch.Tensor, chosen_NK: torch.Tensor, *, experts: int) -> torch.Tensor:
+    """Return the weights by expert, ``(N, A)``, with 0 for each expert that a token did not choose."""
+    return weights_NK.new_zeros((len(weights_NK), experts)).scatter(-1, chosen_NK, weights_NK)
 
 
 def _one_by_one(

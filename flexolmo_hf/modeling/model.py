@@ -14,13 +14,16 @@ from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 from transformers.utils import can_return_tuple
 
 from flexolmo_hf.modeling.arguments import known_arguments, refuse_leftovers, refuse_unknown
+from flexolmo_hf.modeling.attribution import Attributable
 from flexolmo_hf.modeling.cache_mark import check_cache, mark_cache
 from flexolmo_hf.modeling.checkpoint import NamedExpertCheckpoint
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.generation import SetsInGeneration
 from flexolmo_hf.modeling.implementation import ExpertsImplementation
+from flexolmo_hf.modeling.live import LiveExperts
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.selection import Selection
+from flexolmo_hf.modeling.set_key import ExpertSetKeys
 
 
 class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
@@ -117,7 +120,15 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
         return self
 
 
-class FlexOlmoForCausalLM(ExpertsImplementation, SetsInGeneration, NamedExpertCheckpoint, upstream.FlexOlmoForCausalLM):
+class FlexOlmoForCausalLM(
+    ExpertsImplementation,
+    LiveExperts,
+    ExpertSetKeys,
+    SetsInGeneration,
+    Attributable,
+    NamedExpertCheckpoint,
+    upstream.FlexOlmoForCausalLM,
+):
     """Differs from upstream's `FlexOlmoForCausalLM` in its backbone, and in that experts can be chosen by name.
 
     Example:

@@ -3,6 +3,7 @@
 Shape letters: B batch, T tokens, H hidden, E experts in memory, A experts that are active.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
         trained_row: While one expert is trained, its row ``(H,)`` as a parameter of its own; else None.
         trained_bias: Its bias ``(1,)``, or None.
     """
+
+    weight: nn.Parameter
+    bias: Any
 
     def __init__(self, config: FlexOlmoConfig):
         super().__init__(config)
@@ -124,6 +128,24 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
         self.register_parameter("trained_row", None)
         self.register_parameter("trained_bias", None)
         self.trained_position = None
+
+    def insert_row(self, position: int, row: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Insert the row ``(H,)`` of one more expert, and its bias ``(1,)``; without one it is 0."""
+        row = row.to(self.weight).unsqueeze(0)
+        self._replace(lambda old, new: torch.cat([old[:position], new, old[position:]]), row, bias)
+
+    def remove_row(self, position: int) -> None:
+        """Remove the row of one expert, and its bias."""
+        self._replace(lambda old, _: torch.cat([old[:position], old[position + 1 :]]), self.weight[:0], None)
+
+    def _replace(
+        self, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], row: torch.Tensor, bias: torch.Tensor | None
+    ) -> None:
+        with torch.no_grad():
+            self.weight = nn.Parameter(change(self.weight, row), requires_grad=self.weight.requires_grad)
+            if self.bias is not None:
+                new = self.bias.new_zeros(len(row)) if bias is None else bias.to(self.bias)
+                self.bias = nn.Parameter(change(self.bias, new), requires_grad=self.bias.requires_grad)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         # A checkpoint knows no row of its own: whoever asks for the state sees the joined matrix.

@@ -104,7 +104,7 @@ def limit_of(model):
     return model.generation_config.max_new_tokens
 
 
-def online(place, commit):
+def online(place, commit, hub):
     """Return what the client does while the server is there, by the name of the phase."""
     merged, cold = place / "merged", {"cache_dir": place / "other-cache"}
     direct = FlexOlmoForCausalLM.from_pretrained
@@ -125,7 +125,19 @@ def online(place, commit):
         shutil.copytree(merged, "lab/shards")
         return compared("lab/shards", merged)
 
+    def live():
+        model = AutoModelForCausalLM.from_pretrained(
+            "lab/private", active_experts=TWO, token="hf_right", cache_dir=place / "ninth-cache"
+        )
+        urlopen(f"{hub}/phase/loaded").close()
+        model.load_expert("code", token="hf_right")
+        local = AutoModelForCausalLM.from_pretrained(merged, active_experts=[*TWO, "code"])
+        with torch.no_grad():
+            equal = torch.equal(model(torch.tensor(IDS)).logits, local(torch.tensor(IDS)).logits)
+        return {"equal": equal, "experts": model.expert_names}
+
     return {
+        "live": live,
         "auto": lambda: compared("lab/merged", merged),
         "again": lambda: compared("lab/merged", merged),
         "one more": lambda: compared("lab/merged", merged, [*TWO, "code"]),
@@ -166,7 +178,7 @@ def online(place, commit):
     }
 
 
-def offline(place, commit):
+def offline(place, commit, hub):
     """Return what the client does when it may not ask."""
     merged = place / "merged"
     return {
@@ -185,7 +197,7 @@ def with_adapter(loader, cache):
 def run_client(url, place, commit, phases):
     """Be the client: run each phase and print what came of it."""
     results = {}
-    for name, act in {"online": online, "offline": offline}[phases](Path(place), commit).items():
+    for name, act in {"online": online, "offline": offline}[phases](Path(place), commit, url).items():
         urlopen(f"{url}/phase/{quote(name)}").close()
         try:
             results[name] = act()
@@ -288,6 +300,11 @@ def test_another_expert_wanted_later_costs_its_own_files(seen):
     seen.loaded("one more", [*TWO, "code"], limit=7)
 
     assert seen.downloaded("one more") == [expert_file("code")]
+
+
+def test_an_expert_loaded_into_a_live_model_costs_its_own_files(seen):
+    assert seen.results["live"] == {"equal": True, "experts": [*TWO, "code"]}
+    assert seen.downloaded("loaded", "lab/private") == [expert_file("code")]
 
 
 def test_a_model_without_a_head_is_downloaded_in_part_too(seen):

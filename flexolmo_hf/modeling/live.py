@@ -1,0 +1,258 @@
+"""Experts that come and go while a model runs, each at the cost of one expert: nothing else is built or read again."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from flexolmo_hf.errors import (
+    ConfigurationError,
+    DuplicateExpertError,
+    EmptyExpertSetError,
+    IncompleteCheckpointError,
+)
+from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.download import fetch_part
+from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.expert_sets import ExpertSets
+from flexolmo_hf.modeling.locate import looks_like_a_repository, named_errors
+from flexolmo_hf.modeling.names import parse_expert_set
+from flexolmo_hf.modeling.needed_files import read_weight_map, weight_files
+
+MATRICES = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """Where a model came from: what `load_expert` reads.
+
+    Attributes:
+        path: A folder, or a repository on the Hub.
+        revision: The commit, for a repository.
+        subfolder: Where in it.
+        variant: As upstream.
+        cache_dir: As upstream.
+        local_files_only: As upstream; what was loaded without the network is added to without it.
+    """
+
+    path: str
+    revision: str | None = None
+    subfolder: str = ""
+    variant: str | None = None
+    cache_dir: str | None = None
+    local_files_only: bool = False
+
+    def fetch(self, expert: str, token: str | None = None) -> Path:
+        """Return the folder with the settings and one expert's files; of a repository, they are downloaded."""
+        if not looks_like_a_repository(self.path):
+            return Path(self.path) / self.subfolder
+        options: dict[str, Any] = {
+            "active_experts": [expert],
+            "revision": self.revision,
+            "subfolder": self.subfolder,
+            "token": token,
+        }
+        options |= {"cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
+        return fetch_part(self.path, variant=self.variant, **options) / self.subfolder
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """One expert in one layer: its matrices by name, its router row ``(H,)`` and its bias ``(1,)`` or None."""
+
+    matrices: dict[str, torch.Tensor]
+    row: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class LiveExperts(ExpertSets):
+    """`add_expert`, `remove_expert` and `load_expert`.
+
+    An optimizer made before one of them does not know the new parameters (the router's matrix is one of them): make it
+    anew. Text that is being generated meanwhile keeps the experts it began with.
+    """
+
+    #: Where the model came from; None for one that was not loaded.
+    source: CheckpointSource | None = None
+
+    def add_expert(self, package: Any, name: str | None = None) -> None:
+        """Put an expert package beside the experts in memory, as merging would have.
+
+        It takes part at once where all experts do; where a set is in force, that set stays in force.
+
+        Args:
+            package: An `ExpertPackage`, the folder of one, or a repository on the Hub.
+            name: What to call it; default the package's name.
+
+        Raises:
+            AnchorMismatchError: If it was trained beside another public model. The shared weights are hashed for it.
+            DuplicateExpertError, InvalidExpertNameError: If an expert of that name is in memory, or it is no name.
+            NotAPackageError, DamagedFileError, NonFiniteTensorError: If the package cannot be trusted.
+            ConfigurationError: If the model is quantised, offloaded, or one of its experts is being trained.
+        """
+        # A door only: the room behind it knows the model, not the other way round.
+        from flexolmo_hf.composition.live import add_package
+
+        add_package(self, package, name)
+
+    def remove_expert(self, name: str) -> None:
+        """Take an expert out of memory, as if it had been left out when the model was loaded.
+
+        Args:
+            name: Which.
+
+        Raises:
+            UnknownExpertError, ExpertNotLoadedError: If there is none of that name in memory.
+            EmptyExpertSetError: If no expert would remain, or none of the set in force.
+            ConfigurationError: If one of its experts is being trained.
+        """
+        at = self.expert_position(name)
+        everything, active = self.expert_names, self.active_experts
+        remaining = [other for other in everything if other != name]
+        still_active = remaining if active == everything else [other for other in active if other != name]
+        if not still_active:
+            raise EmptyExpertSetError(remaining or everything)
+        self._refuse_while_training()
+        index = str(self.expert_indices[at])
+        for mixture in self.mixtures:
+            del mixture.experts[index]
+            mixture.gate.remove_row(at)
+            mixture.repack()
+        self._forgotten = {*getattr(self, "_forgotten", ()), name}
+        self._experts_in_memory_changed(still_active)
+
+    def load_expert(self, name: str, *, token: str | None = None) -> None:
+        """Bring an expert into memory that was left out at load time, or removed, from where it lies.
+
+        It takes part at once where all experts do; where a set is in force, that set stays in force.
+
+        Args:
+            name: Which of the checkpoint's, or of those added from a folder or repository before.
+            token: For a repository on the Hub that is not public; it is not kept.
+
+        Raises:
+            UnknownExpertError: If the checkpoint has no such expert.
+            DuplicateExpertError: If it is in memory already.
+            ConfigurationError: If it is not known where it lies, or the model is quantised, offloaded or in training.
+            IncompleteCheckpointError, DamagedFileError, CheckpointNotFoundError: If it cannot be read there.
+        """
+        (name,) = parse_expert_set([name], self.config.expert_names)
+        if name in self.expert_names:
+            raise DuplicateExpertError(name, self.expert_names)
+        home = getattr(self, "_homes", {}).get(name)
+        if home is not None:
+            self.add_expert(home, name)
+            return
+        if self.source is None:
+            raise ConfigurationError(
+                f"Expert {name!r} lies nowhere that is known: this model was not loaded from a checkpoint with it.",
+                "Add it with model.add_expert(package), or load a checkpoint that has it.",
+            )
+        self._refuse_special_weights()
+        index = self.config.expert_names.index(name)
+        with named_errors(self.source.path, self.source.subfolder):
+            parts = _read_expert(self.source.fetch(name, token), name, index, self.config, self.source.variant)
+        self.insert_expert(name, parts)
+
+    def insert_expert(self, name: str, parts: list[LayerParts]) -> None:
+        """Insert an expert whose tensors are at hand; `add_expert` and `load_expert` check and end here.
+
+        Args:
+            name: Its name; one that `config` lists keeps its index, a new one becomes the last.
+            parts: Its tensors by layer. Those that have the model's dtype and device are used as they are, uncopied.
+        """
+        self._refuse_special_weights()
+        everything, active = self.expert_names, self.active_experts
+        index = self._index_for(name)
+        at = sum(other < index for other in self.expert_indices)
+        if any(part.bias is not None for part in parts):
+            self._give_biases()
+        for mixture, part in zip(self.mixtures, parts, strict=True):
+            like = mixture.gate.weight
+            with torch.device("meta"):
+                expert = FlexOlmoExpert(self.config)
+            state = {key: tensor.to(like.device, like.dtype) for key, tensor in part.matrices.items()}
+            expert.load_state_dict(state, assign=True)
+            experts = {**dict(mixture.experts.items()), str(index): expert.train(mixture.training)}
+            mixture.experts = nn.ModuleDict({key: experts[key] for key in sorted(experts, key=int)})
+            mixture.gate.insert_row(at, part.row, part.bias)
+            mixture.repack()
+        if name in getattr(self, "_forgotten", ()):
+            # The name may now mean other weights: caches filled before must not be continued.
+            self.base_model.identity = uuid.uuid4().hex  # type: ignore[attr-defined]
+        self._experts_in_memory_changed(self.expert_names if active == everything else active)
+
+    def _index_for(self, name: str) -> int:
+        config = self.config
+        if name in config.expert_names:
+            return config.expert_names.index(name)
+        if config.num_experts_per_tok == config.num_experts:
+            config.num_experts_per_tok += 1
+        config.num_experts += 1
+        config.expert_names = [*config.expert_names, name]
+        return config.num_experts - 1
+
+    def _give_biases(self) -> None:
+        for mixture in self.mixtures:
+            if mixture.gate.bias is None:
+                mixture.gate.bias = nn.Parameter(torch.zeros_like(mixture.gate.weight[:, 0]))
+        self.config.router_bias = True
+
+    def _refuse_special_weights(self) -> None:
+        self._refuse_while_training()
+        if getattr(self, "hf_quantizer", None) is not None or any(m.gate.weight.is_meta for m in self.mixtures):
+            raise ConfigurationError(
+                "Experts cannot be inserted into a model that is quantised or offloaded.",
+                "Load it again with the experts that are wanted: from_pretrained(..., active_experts=[...]).",
+            )
+
+    def _refuse_while_training(self) -> None:
+        if any(mixture.gate.trained_position is not None for mixture in self.mixtures):
+            raise ConfigurationError(
+                "One of the experts is being trained, with its router row apart from the others'.",
+                "End the training first: flexolmo_hf.unfreeze(model).",
+            )
+
+
+def _read_expert(folder: Path, name: str, index: int, config: FlexOlmoConfig, variant: str | None) -> list[LayerParts]:
+    """Read one expert's tensors, mapped from their files where these allow it."""
+    stored = FlexOlmoConfig.from_pretrained(folder, active_experts=None)
+    if name not in stored.expert_names or stored.expert_names.index(name) != index:
+        raise IncompleteCheckpointError([f"expert {name!r} with index {index}"])
+    read = _reader(folder, stored, variant)
+    inner, hidden = config.intermediate_size, config.hidden_size
+    shapes = dict(zip(MATRICES, [(inner, hidden), (inner, hidden), (hidden, inner)], strict=True))
+    layers = []
+    for layer in range(config.num_hidden_layers):
+        at = f"layers.{layer}.mlp"
+        matrices = {key: read(f"{at}.experts.{index}.{key}") for key in MATRICES}
+        if wrong := [key for key, tensor in matrices.items() if tuple(tensor.shape) != shapes[key]]:
+            raise IncompleteCheckpointError([], [f"{at}.experts.{index}.{key}" for key in wrong])
+        bias = read(f"{at}.gate.bias")[index : index + 1].clone() if config.router_bias else None
+        layers.append(LayerParts(matrices, read(f"{at}.gate.weight")[index].clone(), bias))
+    return layers
+
+
+def _reader(folder: Path, config: FlexOlmoConfig, variant: str | None) -> Callable[[str], torch.Tensor]:
+    single, index = weight_files(config, variant)
+    files: dict[str, str] = {}
+    if single is None or not (folder / single).is_file():
+        files = read_weight_map(folder / str(index)) if index and (folder / index).is_file() else {}
+
+    def read(name: str) -> torch.Tensor:
+        # A checkpoint of the backbone alone has no prefix.
+        for key in (f"model.{name}", name):
+            file = files.get(key) if files else single
+            if file is None:
+                continue
+            with safe_open(folder / file, framework="pt") as opened:
+                if key in opened.keys():  # noqa: SIM118 (not a mapping)
+                    return opened.get_tensor(key)
+        raise IncompleteCheckpointError([name])
+
+    return read
