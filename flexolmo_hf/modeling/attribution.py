@@ -1,9 +1,9 @@
 """How much of a text each expert has worked on: the weights by which the mixtures multiply the experts' outputs.
 
-The weights are those of the forward pass itself. Upstream's recorder keeps the routers' logits, in the thread that asked
-and nowhere else; the mixture's own functions turn them into weights. Neither the head nor a second pass is needed.
+They are those of the forward pass itself: upstream's recorder keeps the routers' logits, for the thread that asks and
+no other, and the mixture's own functions turn them into weights. Neither the head nor a second pass is needed.
 
-Shape letters: B batch, T tokens, L layers, E columns (experts), H hidden, N = B*T of one chunk, K experts per token.
+Shape letters: B batch, T tokens, L layers, E columns (experts), N = B*T of one piece.
 """
 
 from collections.abc import Iterator
@@ -34,8 +34,8 @@ class Attribution:
         shares: Each expert's share of all tokens.
         shares_per_row: The same for each row of the batch.
         shares_per_layer: The same for each layer, first layer first.
-        weights: What each expert's output was multiplied by, ``(B, T, L, E)``, float32, on the CPU; 0 for an expert that
-            the token did not choose, or its row may not use, and for padding. None if not asked for.
+        weights: What each expert's output was multiplied by, ``(B, T, L, E)``, float32, on the CPU; 0 for an expert
+            that the token did not choose or its row may not use, and for padding. None if not asked for.
     """
 
     experts: list[str]
@@ -95,7 +95,7 @@ class Attributable(ExpertSets):
                 ``(B, tokens of the prompt)`` will do.
             active_experts: As in `forward`. None for the set in force now, whatever set was in force when the tokens
                 were generated.
-            per_token: Whether to keep each token's weights; without, only sums are kept.
+            per_token: Whether to keep each token's weights. If not, memory does not grow with them.
             chunk_size: Tokens of a row that run at once. Longer rows run in pieces, with a key-value cache.
 
         Returns:
@@ -134,7 +134,6 @@ class Attributable(ExpertSets):
         padded = not real_BT.all()
         positions_BT = (real_BT.long().cumsum(-1) - 1).masked_fill(~real_BT, 0) if padded else None
         cache: Cache | None = DynamicCache(config=self.config) if tokens > chunk_size else None
-        per_token = min(self.config.num_experts_per_tok, selection.widest)
         for start in range(0, tokens, chunk_size):
             end = min(start + chunk_size, tokens)
             outputs = self.base_model(  # type: ignore[attr-defined]
@@ -149,17 +148,26 @@ class Attributable(ExpertSets):
                 output_attentions=False,
                 return_dict=True,
             )
-            # Layers may stand on different devices.
-            first, *others = outputs.router_logits
-            logits_LNE = torch.stack([first, *(logits.to(first.device) for logits in others)])
-            probs_LNE = logits_LNE.softmax(dim=-1, dtype=torch.float32)
-            if per_token < selection.widest:
-                probs_NE = probs_LNE.flatten(0, 1)
-                chosen = choose(probs_NE, per_token=per_token, normed=self.config.norm_topk_prob)
-                probs_LNE = spread(*chosen, experts=probs_NE.shape[-1]).view_as(probs_LNE)
-            # The mixture multiplies in the dtype of its input, and so do its weights round.
-            weights_LNE = probs_LNE.to(outputs.last_hidden_state.dtype).float().cpu()
+            weights_LNE = self._mixed_by(outputs.router_logits, selection)
+            # The mixture multiplies in the dtype of its input, which rounds the weights.
+            weights_LNE = weights_LNE.to(outputs.last_hidden_state.dtype).float().cpu()
             yield weights_LNE.unflatten(1, (len(ids_BT), end - start)).permute(1, 2, 0, 3)
+
+    def _mixed_by(self, logits: tuple[torch.Tensor, ...], selection: Selection) -> torch.Tensor:
+        """Turn each layer's logits ``(N, E)`` into the weights of its mixture, ``(L, N, E)`` float32."""
+        if len(logits) != len(self.mixtures):
+            raise ConfigurationError(
+                "The routers were not recorded: another thread is compiling a model, which upstream's recorder does "
+                "not bear.",
+                "Call again when it has compiled.",
+            )
+        # Layers may stand on different devices.
+        probs_LNE = torch.stack([layer.to(logits[0].device) for layer in logits]).softmax(dim=-1, dtype=torch.float32)
+        per_token = min(self.config.num_experts_per_tok, selection.widest)
+        if per_token == selection.widest:
+            return probs_LNE
+        chosen = choose(probs_LNE.flatten(0, 1), per_token=per_token, normed=self.config.norm_topk_prob)
+        return spread(*chosen, experts=probs_LNE.shape[-1]).view_as(probs_LNE)
 
 
 def _summary(

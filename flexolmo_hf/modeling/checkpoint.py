@@ -10,7 +10,7 @@ import copy
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +25,13 @@ from transformers.utils import logging
 
 from flexolmo_hf.errors import ConfigurationError, IncompleteCheckpointError, NotFlexOlmoError, UnexpectedTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.download import local_part, name_after
+from flexolmo_hf.modeling.download import LocalPart, local_part, name_after
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.layout import files_by_expert, remove_single_file
 from flexolmo_hf.modeling.live import CheckpointSource
 from flexolmo_hf.modeling.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
-from flexolmo_hf.modeling.needed_files import absent_experts, files_needed
+from flexolmo_hf.modeling.needed_files import absent_experts, only_needed_files
 
 logger = logging.get_logger(__name__)
 
@@ -133,13 +133,14 @@ class NamedExpertCheckpoint(ExpertSets):
         found = None if path is None else model_type_of(path, subfolder)
         if found not in (None, FlexOlmoConfig.model_type):
             raise NotFlexOlmoError(found)
-        path, kwargs, repository = local_part(path, kwargs)
-        with named_errors(path, subfolder):
-            loaded = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)  # type: ignore[misc]
-        model, report = loaded
-        if repository is not None:
-            name_after(model, repository)
-        model.source = _source_of(path, repository, kwargs)
+        part = local_part(path, kwargs)
+        absent = set() if part.config is None else absent_experts(part.config)
+        options = {"output_loading_info": True, **part.keywords}
+        with named_errors(part.path, subfolder), only_needed_files(absent):
+            model, report = super().from_pretrained(part.path, *model_args, **options)  # type: ignore[misc]
+        if part.repository is not None:
+            name_after(model, part.repository)
+        model.source = _source_of(part)
         refuse_gaps(report)
         model._check_public_bias()
         return (model, report) if output_loading_info else model
@@ -148,14 +149,12 @@ class NamedExpertCheckpoint(ExpertSets):
     def _load_pretrained_model(
         model: Any, state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, expected_keys: Any = None
     ) -> Any:
-        # A file that holds nothing but experts that were left out is not even opened.
-        files = _files_to_open(checkpoint_files, load_config.sharded_metadata, model._keys_to_ignore_on_load_unexpected)
         if load_config.disk_offload_folder is not None:
             # Router rows go there under their keys: those of another set of experts would take their place.
             os.makedirs(load_config.disk_offload_folder, exist_ok=True)
             own = tempfile.mkdtemp(prefix="experts-", dir=load_config.disk_offload_folder)
             load_config = replace(load_config, disk_offload_folder=own)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, expected_keys)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, state_dict: dict[str, torch.Tensor] | None = None, **kwargs: Any
@@ -228,24 +227,16 @@ class NamedExpertCheckpoint(ExpertSets):
             )
 
 
-def _source_of(path: Any, repository: str | None, options: Mapping[str, Any]) -> CheckpointSource | None:
-    if path is None:
+def _source_of(part: LocalPart) -> CheckpointSource | None:
+    if part.path is None:
         return None
+    options = part.keywords
     where = {key: options[key] for key in ("subfolder", "variant") if options.get(key)}
-    if repository is None:
-        return CheckpointSource(os.path.abspath(path), **where)
+    if part.repository is None:
+        return CheckpointSource(os.path.abspath(part.path), **where)
     cache = {key: options[key] for key in ("cache_dir", "local_files_only") if options.get(key)}
     # The folder of the cache is named after the commit.
-    return CheckpointSource(repository, Path(path).name, **where, **cache)
-
-
-def _files_to_open(
-    files: list[str] | None, metadata: Mapping[str, Any] | None, ignored: Iterable[str]
-) -> list[str] | None:
-    if files is None or metadata is None or not ignored:
-        return files
-    wanted = files_needed(metadata["weight_map"], ignored)
-    return [file for file in files if os.path.basename(file) in wanted]
+    return CheckpointSource(part.repository, Path(part.path).name, **where, **cache)
 
 
 def refuse_gaps(report: Mapping[str, Any]) -> None:

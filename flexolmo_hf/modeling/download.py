@@ -7,6 +7,7 @@ that were left out are passed over, and upstream is given the folder of the cach
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +21,6 @@ from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.locate import CONFIG_FILE, looks_like_a_repository, model_type_of, named_errors
 from flexolmo_hf.modeling.needed_files import (
     absent_experts,
-    dtype_of_needed,
     files_needed,
     read_weight_map,
     weight_files,
@@ -29,20 +29,32 @@ from flexolmo_hf.modeling.needed_files import (
 _HUB_KEYWORDS = frozenset(DownloadKwargs.__annotations__)
 
 
-def local_part(path: Any, keywords: Mapping[str, Any]) -> tuple[Any, dict[str, Any], str | None]:
-    """Replace the name of a repository by the folder its needed files were downloaded to, and see to the dtype.
+@dataclass(frozen=True)
+class LocalPart:
+    """What upstream is given in place of the name of a repository.
+
+    Attributes:
+        path: The folder to load from; or what was given, where nothing is to be downloaded here.
+        keywords: The keywords to load with.
+        config: The settings, with the experts that are wanted; None where upstream reads another format.
+        repository: The name the model shall bear (see `name_after`) if the folder is one of the cache, else None.
+    """
+
+    path: Any
+    keywords: dict[str, Any]
+    config: FlexOlmoConfig | None = None
+    repository: str | None = None
+
+
+def local_part(path: Any, keywords: Mapping[str, Any]) -> LocalPart:
+    """Replace the name of a repository by the folder its needed files were downloaded to.
 
     The keywords that say where and how to look on the Hub stay: for a folder upstream reads only ``subfolder``, and an
-    adapter or a configuration of another name still needs them. Where nothing else says the dtype, a file that is
-    needed does.
+    adapter or a configuration of another name still needs them.
 
     Args:
         path: As `from_pretrained` takes it; a folder stays what it is.
         keywords: As `from_pretrained` takes them; ``config`` has `active_experts` already put into it.
-
-    Returns:
-        The path and the keywords to hand to upstream's `from_pretrained`, and the repository the model shall be named
-        after (see `name_after`) if the path has become a folder of the cache, else None.
 
     Raises:
         FlexOlmoError: As `fetch_part`.
@@ -50,23 +62,21 @@ def local_part(path: Any, keywords: Mapping[str, Any]) -> tuple[Any, dict[str, A
     keywords = dict(keywords)
     # A GGUF file is one file, and which one it is, the keyword says.
     if path is None or keywords.get("gguf_file") is not None:
-        return path, keywords, None
+        return LocalPart(path, keywords)
     hub = {name: keywords[name] for name in sorted(_HUB_KEYWORDS & keywords.keys())}
     chosen = {"active_experts": keywords["active_experts"]} if "active_experts" in keywords else {}
-    variant, repository = keywords.get("variant"), None
+    repository = None
     if looks_like_a_repository(path):
         path, keywords = _model_of_adapter(str(path), keywords, hub)
     config = _given_settings(keywords.get("config"), {**_for_settings(hub), **chosen})
     if looks_like_a_repository(path):
         repository = path
-        path = fetch_part(repository, config=config, variant=variant, **chosen, **hub)
-    if (keywords.get("dtype") or keywords.get("torch_dtype")) in (None, "auto"):
+        path = fetch_part(repository, config=config, variant=keywords.get("variant"), **chosen, **hub)
+    if config is None:
         subfolder = keywords.get("subfolder") or ""
         with named_errors(path, subfolder):
-            config = config or FlexOlmoConfig.from_pretrained(path, subfolder=subfolder, **chosen)
-            dtype = dtype_of_needed(Path(path) / subfolder, config, variant)
-        keywords |= {} if dtype is None else {"dtype": dtype}
-    return path, keywords, repository
+            config = FlexOlmoConfig.from_pretrained(path, subfolder=subfolder, **chosen)
+    return LocalPart(path, keywords, config, repository)
 
 
 def fetch_part(

@@ -5,21 +5,20 @@ Removing an expert then is deleting files, and a partial load fetches only what 
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers.modeling_utils
-from huggingface_hub import StateDictSplit, get_torch_storage_size, split_torch_state_dict_into_shards
+from huggingface_hub import StateDictSplit, get_torch_storage_size
 from huggingface_hub.serialization import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from transformers.modeling_utils import _add_variant
 
 from flexolmo_hf.modeling.locate import INDEX_FILE, SINGLE_FILE
+from flexolmo_hf.modeling.upstream_hook import UpstreamHook
 
 SHARED = "shared"
 FILE_PATTERN = "model{suffix}.safetensors"
@@ -93,29 +92,19 @@ def remove_single_file(folder: Path, variant: str | None = None) -> None:
         (folder / single).unlink(missing_ok=True)
 
 
-_EXPERTS_BEING_SAVED: ContextVar[Sequence[str] | None] = ContextVar("experts_being_saved", default=None)
-_PATCH = threading.Lock()
+_PLAN = UpstreamHook(transformers.modeling_utils, "split_torch_state_dict_into_shards")
 
 
 @contextmanager
 def files_by_expert(names: Sequence[str]) -> Iterator[None]:
-    """Let upstream's `save_pretrained` use this layout inside the block, in this thread only.
+    """Let upstream's `save_pretrained` use this layout inside the block.
 
-    Upstream plans the files in the middle of a long method that also gathers sharded and offloaded weights, serialises
-    quantised ones and uploads; it offers no other place to say how.
+    Args:
+        names: Names of the experts, in the order of their indices.
     """
-    token = _EXPERTS_BEING_SAVED.set(names)
-    with _PATCH:
-        transformers.modeling_utils.split_torch_state_dict_into_shards = _split
-    try:
+
+    def plan(state_dict: Any, *, filename_pattern: str, max_shard_size: int | str) -> StateDictSplit:
+        return split_by_expert(state_dict, names, max_shard_size, filename_pattern)
+
+    with _PLAN.replaced(plan):
         yield
-    finally:
-        _EXPERTS_BEING_SAVED.reset(token)
-
-
-def _split(state_dict: dict[str, Any], *, filename_pattern: str = FILE_PATTERN, **options: Any) -> StateDictSplit:
-    names = _EXPERTS_BEING_SAVED.get()
-    # Other models, and adapters of ours, keep upstream's plan.
-    if names is None or not filename_pattern.startswith("model"):
-        return split_torch_state_dict_into_shards(state_dict, filename_pattern=filename_pattern, **options)
-    return split_by_expert(state_dict, names, options["max_shard_size"], filename_pattern)

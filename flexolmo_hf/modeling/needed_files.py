@@ -2,16 +2,18 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.modeling_utils import _add_variant, get_state_dict_dtype, load_state_dict
+import transformers.modeling_utils
+from transformers.modeling_utils import _add_variant
 
 from flexolmo_hf.errors import DamagedFileError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.locate import INDEX_FILE, SINGLE_FILE
+from flexolmo_hf.modeling.upstream_hook import UpstreamHook
 
 # Without the characters that would lead out of the folder, or that the Hub's client reads as "any file".
 _PLAIN_FILE = re.compile(r"[^/\\*?\[\]]+\.safetensors")
@@ -60,27 +62,26 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return listed
 
 
-def dtype_of_needed(folder: Path, config: FlexOlmoConfig, variant: str | None = None) -> torch.dtype | None:
-    """Return the dtype of a checkpoint of several files whose settings do not say it.
+_SHARDS = UpstreamHook(transformers.modeling_utils, "get_checkpoint_shard_files")
 
-    Upstream would look into the first of all files, which may hold nothing but an expert that was left out.
+
+@contextmanager
+def only_needed_files(absent: Iterable[str]) -> Iterator[None]:
+    """Let upstream's `from_pretrained` see no files inside the block but those a model needs: it opens no others.
+
+    Besides the weights it reads, upstream opens the first of all files for its dtype, and quantisers open every one.
 
     Args:
-        folder: Where the settings, the index and the needed files lie.
-        config: Says which experts are wanted.
-        variant: As upstream: the infix of weight files of another dtype.
-
-    Returns:
-        The dtype as upstream would read it from a file that is needed; None where upstream may look for itself, since
-        the settings say it or there is only one file.
+        absent: As from `absent_experts`.
     """
-    single, index = weight_files(config, variant)
-    if config.dtype is not None or index is None or not (folder / index).is_file():
-        return None
-    if single is not None and (folder / single).is_file():
-        return None
-    needed = sorted(files_needed(read_weight_map(folder / index), absent_experts(config)))
-    return get_state_dict_dtype(load_state_dict(str(folder / needed[0]), map_location="meta")) if needed else None
+
+    def shards(*args: Any, **kwargs: Any) -> tuple[list[str], dict[str, Any]]:
+        files, metadata = _SHARDS.original(*args, **kwargs)
+        needed = files_needed(metadata["weight_map"], absent)
+        return [file for file in files if Path(file).name in needed], metadata
+
+    with _SHARDS.replaced(shards):
+        yield
 
 
 def _is_plain_file(file: Any) -> bool:

@@ -93,26 +93,23 @@ def _checked_mask(mask: Any, ids_BT: torch.Tensor, generated: bool) -> torch.Ten
 
 
 def _real_of_generated(ids_BT: torch.Tensor, mask_BP: torch.Tensor | None, generation_config: Any) -> torch.Tensor:
-    """Tell tokens from padding as `generate` does: rows that end early are filled up with the padding token."""
-    prompt = 0 if mask_BP is None else mask_BP.shape[1]
+    """Tell tokens from padding as `generate` does, which fills up the rows that end before others."""
     ends = generation_config.eos_token_id
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     pad = generation_config.pad_token_id
-    if pad is None and ends:
-        pad = ends[0]
-    padding_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-    if pad is not None:
-        is_pad_BT = ids_BT == pad
-        padding_BT = is_pad_BT.flip(1).cumprod(1).flip(1).bool()
-        if pad in ends:
-            # Of the run at the end of a row, the first may be the end itself.
-            padding_BT[:, 1:] &= torch.isin(ids_BT[:, :-1], ids_BT.new_tensor(ends))
-            padding_BT[:, 0] = False
-        elif mask_BP is None:
-            # Without a mask, `generate` takes each such token of a prompt for padding.
-            padding_BT = is_pad_BT
+    # Greedy search and sampling fill with the padding token, or else with the first end; beam search with either.
+    fill = [*ends, *([] if pad is None else [pad])]
+    run_BT = torch.isin(ids_BT, ids_BT.new_tensor(fill)).flip(1).cumprod(1).flip(1).bool()
+    first_BT = run_BT.clone()
+    first_BT[:, 1:] &= ~run_BT[:, :-1]
+    # A run of fill that begins with an end begins with the end of the text itself.
+    padding_BT = run_BT & ~(first_BT & torch.isin(ids_BT, ids_BT.new_tensor(ends)))
     if mask_BP is not None:
-        # The first token after the prompt is never padding.
-        padding_BT[:, prompt : prompt + 1] = False
+        prompt = mask_BP.shape[1]
         padding_BT[:, :prompt] = ~mask_BP
+        # In every row, one token at least was generated.
+        padding_BT[:, prompt : prompt + 1] = False
+    elif pad is not None and pad not in ends:
+        # Without a mask, `generate` takes each such token of a prompt for padding.
+        padding_BT |= ids_BT == pad
     return ~padding_BT

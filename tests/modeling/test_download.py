@@ -480,4 +480,5 @@ def test_anything_but_a_repository_is_left_alone(tmp_path):
     named_model().save_pretrained(tmp_path)
 
     for path in (None, tmp_path):
-        assert local_part(path, {"revision": "v1"}) == (path, {"revision": "v1"}, None)
+        part = local_part(path, {"revision": "v1"})
+        assert (part.path, part.keywords, part.repository) == (path, {"revision": "v1"}, None)

@@ -10,7 +10,7 @@ from flexolmo_hf import FlexOlmoConfig, FlexOlmoForCausalLM
 from flexolmo_hf.errors import DamagedFileError
 from flexolmo_hf.modeling.needed_files import absent_experts, files_needed, read_weight_map
 from tests.conftest import TINY
-from tests.modeling.test_download import IDS, TWO, change_settings, expert_file, save_by_expert
+from tests.modeling.test_download import IDS, TWO, change_settings, expert_file
 from tests.modeling.test_expert_sets import named_model
 
 
@@ -45,7 +45,7 @@ def test_an_index_may_only_name_plain_weight_files(tmp_path, content):
 @pytest.mark.parametrize("stated", [{"dtype": "bfloat16"}, {"dtype": None}], ids=["dtype stated", "dtype not stated"])
 @pytest.mark.parametrize("loader", [AutoModelForCausalLM, FlexOlmoForCausalLM], ids=["auto", "class"])
 def test_files_of_experts_that_were_left_out_are_not_even_opened(tmp_path, loader, stated):
-    save_by_expert(named_model().to(torch.bfloat16), tmp_path)
+    named_model().to(torch.bfloat16).save_pretrained(tmp_path)
     expected = loader.from_pretrained(tmp_path, dtype=torch.bfloat16, active_experts=TWO)(torch.tensor(IDS)).logits
     change_settings(tmp_path, **stated)
     for name in ("code", "news"):
@@ -58,7 +58,7 @@ def test_files_of_experts_that_were_left_out_are_not_even_opened(tmp_path, loade
 
 @pytest.mark.parametrize("asked", [{"dtype": "float32"}, {"torch_dtype": torch.float32}], ids=["dtype", "torch_dtype"])
 def test_a_dtype_that_is_asked_for_goes_before_that_of_the_files(tmp_path, asked):
-    save_by_expert(named_model().to(torch.bfloat16), tmp_path)
+    named_model().to(torch.bfloat16).save_pretrained(tmp_path)
     change_settings(tmp_path, dtype=None)
 
     assert FlexOlmoForCausalLM.from_pretrained(tmp_path, active_experts=TWO, **asked).dtype == torch.float32
