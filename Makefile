@@ -15,10 +15,10 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo data test check lint bench clean
+.PHONY: help setup demo data test check lint bench bench-inference clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1~\2/p' Makefile | awk -F '~' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' Makefile | awk -F '~' '{ printf "%-24s %s\n", $$1, $$2 }'
 
 setup: $(INSTALLED) ## Create .venv with the package and its tools, in the versions of constraints.txt
 
@@ -60,6 +60,9 @@ lint: setup ## Run ruff (rules, format, docstrings) and mypy
 
 bench: setup ## Measure how fast checkpoints load
 	$(BIN)/python benchmarks/bench_loading.py
+
+bench-inference: setup ## Measure speed and memory of inference against stock, in about a quarter of an hour
+	$(BIN)/python -m benchmarks.inference
 
 clean: ## Remove caches, built files and demo_output/; .venv and the fetched data stay
 	rm -rf build dist demo_output .mypy_cache .pytest_cache .ruff_cache

@@ -275,7 +275,7 @@ def test_a_generated_text_routes_as_it_did_while_it_was_generated(input_ids):
     )
     hook.remove()
     probs_BTE = torch.cat(recorded, dim=1)
-    want = probs_BTE.where(probs_BTE >= probs_BTE.topk(2).values[..., 1:], 0).masked_fill(probs_BTE.isnan(), 0)
+    want = probs_BTE.where(probs_BTE >= probs_BTE.topk(2).values[..., 1:], 0)
     found = model.attribution(output, mask).weights[:, :-1, 1]
     real = torch.cat([mask, mask.new_ones(3, 4)], dim=1).bool()
 
@@ -321,7 +321,7 @@ def test_it_costs_a_forward_pass_and_a_few_operations_whatever_the_number_of_lay
         assert counted.products == plain.products != []
         extra.append(len(counted.names) - len(plain.names))
 
-    assert extra[0] == extra[1] < 40
+    assert extra[0] == extra[1] < 60
 
 
 def test_an_error_half_way_leaves_nothing_behind(input_ids, monkeypatch):
@@ -394,7 +394,7 @@ def test_training_is_left_as_it_was(input_ids):
     model = named_model(2, attention_dropout=0.5)
     want = model.attribution(input_ids, chunk_size=4)
     model.train()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model.mixtures[0].eval()
     modes = [module.training for module in model.modules()]
     found = model.attribution(input_ids, chunk_size=4)
