@@ -17,6 +17,7 @@ except PackageNotFoundError:  # a source tree on the path, not installed
 
 _HOMES = {
     "AnchorMismatchError": "errors",
+    "CacheExpertSetError": "errors",
     "ExpertPackage": "composition.package",
     "ExpertSFTConfig": "trainers.config",
     "ExpertSFTTrainer": "trainers.expert",
@@ -25,6 +26,7 @@ _HOMES = {
     "FlexOlmoForCausalLM": "modeling.model",
     "FlexOlmoMixtureModel": "modeling.model",
     "UnknownExpertError": "errors",
+    "expert_targets": "modeling.adapters",
     "export_checkpoint": "composition.export",
     "freeze_except": "trainers.freezing",
     "identify_experts": "composition.identify",

@@ -67,7 +67,7 @@ def commands(page):
 def test_the_commands_of_the_readme_make_a_merged_model_in_the_order_shown(workplace):
     outputs = {line.split()[1]: flexolmo(line, workplace) for line in commands("README.md")}
 
-    assert list(outputs) == ["init", "train", "pack", "merge", "inspect"]
+    assert list(outputs) == ["init", "train", "pack", "merge", "inspect", "export"]
     assert re.search(r"math .* 1 ", outputs["inspect"])
     assert re.search(r"code .* 2 ", outputs["inspect"])
 

@@ -1,0 +1,4 @@
+"""How fast a model with named experts runs and how much memory it takes, against stock transformers.
+
+Run: python -m benchmarks.inference [--rounds 5] [--quick] [--output FOLDER]
+"""

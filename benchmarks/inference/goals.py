@@ -1,0 +1,98 @@
+"""The goals, and what was reached of each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+#: Peak resident memory over the bytes of the weights.
+MEMORY = 1.15
+#: A part of the experts over what its bytes let expect.
+PROPORTION = 1.15
+#: Stock's time over ours.
+SPEED = 1.0
+#: A set for each row over one set that reads the same bytes.
+ROWS = 1.05
+#: Seconds.
+SWITCH = 0.001
+#: Bytes read while decoding over what the machine can read in that time.
+BANDWIDTH = 0.7
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One line of the table: what was measured, the figure, the goal, and whether it was met."""
+
+    title: str
+    figure: str
+    goal: str
+    met: bool
+
+
+def goals(results: dict[str, Any]) -> list[Goal]:
+    """Set every goal beside its figure, in the order of the page."""
+    return [*_speed(results), *_memory(results), *_parts(results), *_rows(results), *_limits(results)]
+
+
+def case_title(entry: dict[str, Any], experts: int) -> str:
+    """Name a case of the comparison with stock."""
+    case, of = entry["case"], f"{entry['per_token']} of {experts} experts per token"
+    if case["do"] == "prefill":
+        return f"prefill of {case['tokens']} tokens, {of}"
+    return f"decoding, batch {case['batch']}, {of}"
+
+
+def expected_part(weights: dict[str, int], used: int) -> float:
+    """Return the share of the bytes that is read with some of the experts."""
+    read = weights["always"] + used * weights["expert"]
+    return read / (weights["always"] + weights["experts"] * weights["expert"])
+
+
+def read_fraction(results: dict[str, Any]) -> float:
+    """Return which fraction of the machine's bandwidth decoding one row reaches."""
+    weights, measured = results["weights"], results["bandwidth"]
+    read = weights["always"] + weights["experts"] * weights["expert"]
+    return float(read / measured["decode"] / max(measured["sum"], measured["mv"]))
+
+
+def _at_most(title: str, value: float, limit: float, text: str) -> Goal:
+    return Goal(title, text.format(value), "at most " + text.format(limit), value <= limit)
+
+
+def _speed(results: dict[str, Any]) -> Iterator[Goal]:
+    for entry in results["speed"]:
+        times = entry["stock"] / entry["ours"]
+        title = f"{case_title(entry, results['weights']['experts'])}: stock's time / ours"
+        yield Goal(title, f"{times:.2f}x", f"at least {SPEED:.0f}x", times >= SPEED)
+
+
+def _memory(results: dict[str, Any]) -> Iterator[Goal]:
+    peak = results["memory"]["medians"]["ours"]["peak"] / results["weights"]["total"]
+    yield _at_most("peak memory / weights, whole process", peak, MEMORY, "{:.2f}x")
+
+
+def _parts(results: dict[str, Any]) -> Iterator[Goal]:
+    part, memory, decode = expected_part(results["weights"], 2), results["memory"]["medians"], results["parts"]
+    shares = {
+        "load": memory["subset"]["load_s"] / memory["ours"]["load_s"],
+        "load and first forward": memory["subset"]["ready_s"] / memory["ours"]["ready_s"],
+        "memory above the start": memory["subset"]["growth"] / memory["ours"]["growth"],
+        "decoding, loaded": decode["loaded"] / decode["all"],
+        "decoding, switched": decode["switched"] / decode["all"],
+    }
+    for title, share in shares.items():
+        yield _at_most(f"2 of 7, {title}: measured / expected from bytes", share / part, PROPORTION, "{:.2f}x")
+
+
+def _rows(results: dict[str, Any]) -> Iterator[Goal]:
+    taken = results["rows"]
+    for name in ("two", "four"):
+        title = f"{name} sets in a batch of four / one set of all seven"
+        yield _at_most(title, taken[name] / taken["one"], ROWS, "{:.2f}x")
+
+
+def _limits(results: dict[str, Any]) -> Iterator[Goal]:
+    for name, title in (("first", "to a set that was not in force before"), ("again", "to one that was")):
+        yield _at_most(f"longest live switch {title}", results["switch"][name] * 1000, SWITCH * 1000, "{:.2g} ms")
+    reached = read_fraction(results)
+    title = "decoding one row: share of the memory's bandwidth"
+    yield Goal(title, f"{reached:.0%}", f"at least {BANDWIDTH:.0%}", reached >= BANDWIDTH)
