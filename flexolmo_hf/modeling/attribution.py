@@ -111,8 +111,10 @@ class Attributable(ExpertSets):
         selection = self.select_experts(active_experts, len(ids_BT))
         experts = self.expert_names if selection.per_row else list(selection.names[0])
         real_on_cpu = real_BT.cpu()
-        mass_BLE = torch.zeros(len(ids_BT), len(self.mixtures), len(experts), dtype=torch.float64)
-        weights_BTLE = torch.empty(*ids_BT.shape, *mass_BLE.shape[1:]) if per_token else None
+        shape_LE = (len(self.mixtures), len(experts))
+        # On the CPU and in these dtypes whatever torch's defaults are.
+        mass_BLE = torch.zeros(len(ids_BT), *shape_LE, dtype=torch.float64, device="cpu")
+        weights_BTLE = torch.empty(*ids_BT.shape, *shape_LE, dtype=torch.float32, device="cpu") if per_token else None
         start = 0
         with _evaluating(self):
             for piece_BTLE in self._weights(ids_BT, real_BT, selection, chunk_size):

@@ -282,6 +282,18 @@ def test_a_generated_text_routes_as_it_did_while_it_was_generated(input_ids):
     torch.testing.assert_close(found[real], want[real], atol=1e-5, rtol=0)
 
 
+def test_tokens_after_padding_stand_where_generate_puts_them(input_ids):
+    ids, mask = padded(input_ids)
+    model = named_model()
+    seen = []
+    hook = model.model.rotary_emb.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    model.generate(ids, attention_mask=mask, max_new_tokens=1)
+    model.attribution(ids, mask, chunk_size=4)
+    hook.remove()
+
+    assert torch.equal(torch.cat(seen[1:], dim=1), seen[0])
+
+
 def test_the_head_is_never_called(input_ids):
     model = named_model()
     want = model.attribution(input_ids)
@@ -446,14 +458,17 @@ def test_it_takes_less_than_a_tenth_longer_than_a_forward_pass(per_token):
     ).eval()
     ids = torch.randint(2, TINY["vocab_size"], (1, 128))
     ways = {"plain": lambda: model.model(ids, use_cache=False), "attribution": lambda: model.attribution(ids)}
-    times = {name: [] for name in ways}
-    for turn in range(13):
-        for name, way in ways.items():
+    turns = []
+    for turn in range(17):
+        seconds = {}
+        # Side by side and in changing order, so that whatever else the machine does falls on both.
+        for name in sorted(ways, reverse=turn % 2 == 0):
             start = time.perf_counter()
-            way()
-            if turn > 1:
-                times[name].append(time.perf_counter() - start)
-    plain, attribution = (statistics.median(times[name]) for name in ("plain", "attribution"))
-    print(f"{per_token} of 7: plain {plain * 1e3:.1f} ms, attribution {attribution * 1e3:.1f} ms")
+            ways[name]()
+            seconds[name] = time.perf_counter() - start
+        turns.append(seconds)
+    ratio = statistics.median(seconds["attribution"] / seconds["plain"] for seconds in turns[2:])
+    plain = statistics.median(seconds["plain"] for seconds in turns[2:])
+    print(f"{per_token} of 7: a forward pass takes {plain * 1e3:.1f} ms, attribution {ratio:.3f} times that")
 
-    assert attribution < 1.1 * plain
+    assert ratio < 1.1
