@@ -109,6 +109,20 @@ class ExpertRowsError(FlexOlmoError):
         )
 
 
+class ExpertsChangedError(FlexOlmoError):
+    """An expert came or went while something that had already chosen its experts was running."""
+
+    def __init__(self, sets: Sequence[str]):
+        super().__init__(list(sets))
+        self.sets = list(sets)
+
+    def __str__(self) -> str:
+        return (
+            f"The experts in memory have changed since the set {_some(self.sets)} was chosen. "
+            "Its places may belong to other experts now, so it is not computed any further. Start the call again."
+        )
+
+
 class CacheExpertSetError(FlexOlmoError):
     """A KV cache that one set of experts filled was given to another."""
 

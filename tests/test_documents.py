@@ -98,6 +98,10 @@ def test_the_examples_run_one_after_the_other(workplace):
     listed = example("merge_experts.py", "DENSE", "BOTH", "math=MATH", "code=OTHER")
     printed = example("choose_experts.py", "BOTH", "one", "public", "public+math")
 
+    shared = example("rights_per_row.py", "BOTH", "public:one", "public+math:two three")
+
+    assert re.search(r"^\[public\] one.*\(public 100%\)$", shared, re.MULTILINE | re.DOTALL)
+    assert re.search(r"^\[public\+math\] two three.*\(public \d+%, math \d+%\)$", shared, re.MULTILINE | re.DOTALL)
     assert "1 math:" in listed
     assert "[public+math] one" in printed
 

@@ -40,6 +40,7 @@ SAMPLES = [
     errors.AmbiguousExpertError(["math"], [1, 2]),
     errors.AmbiguousExpertError(["math", "code"], [1]),
     errors.ExpertRowsError("2 sets of experts for 3 rows", "give one set per row"),
+    errors.ExpertsChangedError(["public+math", "public"]),
     errors.CacheExpertSetError([["public"]], [["public", "math"], ["public"]]),
     errors.ForeignCacheError((2, 1, 32), (2, 2, 32), marked=False),
     errors.OutputFolderNotEmptyError("out"),

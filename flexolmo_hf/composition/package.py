@@ -80,7 +80,8 @@ class ExpertPackage:
         Raises:
             UnknownExpertError: If the model has no such expert.
             ExpertNotLoadedError: If the expert or the public one was left out at load time.
-            ConfigurationError: If it is the public expert, or the public expert is not the checkpoint's first.
+            ConfigurationError: If it is the public expert, the public expert is not the checkpoint's first, or the
+                weights are offloaded.
             NonFiniteTensorError: If a weight is NaN or infinite.
         """
         position, public = model.expert_position(name), model.expert_position(PUBLIC)
@@ -88,6 +89,11 @@ class ExpertPackage:
             raise ConfigurationError(
                 "A package holds an expert that was trained beside the public one, which the anchor has as its first.",
                 f"Choose another expert than {PUBLIC!r} from a checkpoint whose first expert is {PUBLIC!r}.",
+            )
+        if any(parameter.is_meta for module in model.expert_modules(name) for parameter in module.parameters()):
+            raise ConfigurationError(
+                f"The weights of {name!r} are offloaded, so they cannot be read from the model.",
+                "Load the model without a device_map that offloads; leave out experts to save memory.",
             )
         tensors, public_rows = {}, {}
         for layer, (mixture, expert) in enumerate(zip(model.mixtures, model.expert_modules(name), strict=True)):

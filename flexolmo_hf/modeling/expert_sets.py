@@ -5,13 +5,14 @@ and nowhere else, so what is checked here can be trusted in `forward`. A call ma
 trace in the model: threads that share one can serve people with different rights.
 """
 
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from flexolmo_hf.errors import EmptyExpertSetError, ExpertNotLoadedError, ExpertRowsError
+from flexolmo_hf.errors import EmptyExpertSetError, ExpertNotLoadedError, ExpertRowsError, ExpertsChangedError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import parse_expert_set
@@ -146,17 +147,37 @@ class ExpertSets:
     def _selection_of(self, names: RowNames) -> Selection:
         backbone = self.base_model  # type: ignore[attr-defined]
         if len(names) > 1:
-            return select([m.experts for m in self.mixtures], self.expert_names, names, backbone.device)
+            return self._resolve(names)
         # One set is used over and over, by many calls: a live switch then is a look-up.
-        known = backbone.__dict__.setdefault("_selections", {})
+        known = backbone._selections
         if names[0] not in known:
-            known[names[0]] = select([m.experts for m in self.mixtures], self.expert_names, names, backbone.device)
+            known[names[0]] = self._resolve(names)
         selection: Selection = known[names[0]]
         return selection
 
+    def _resolve(self, names: RowNames) -> Selection:
+        device = self.base_model.device  # type: ignore[attr-defined]
+        experts = [mixture.experts for mixture in self.mixtures]
+        return select(experts, self.expert_names, names, device, self.experts_version)
+
+    @property
+    def experts_version(self) -> str:
+        """Changes whenever an expert comes or goes, or weights move to another device; no two models share one."""
+        return str(self.base_model._experts_version)  # type: ignore[attr-defined]
+
+    def refuse_stale(self, selection: Selection) -> None:
+        """Refuse a selection that was resolved against other experts: its positions mean others now.
+
+        Raises:
+            ExpertsChangedError: If an expert has come or gone since, or the selection is another model's.
+        """
+        if selection.version != self.experts_version:
+            raise ExpertsChangedError(["+".join(row) for row in selection.names])
+
     def _experts_in_memory_changed(self, active: Iterable[str]) -> None:
         """Forget what was resolved and hashed of other experts, and put a set in force."""
-        self.base_model.__dict__.update(_selections={}, _hashes={})  # type: ignore[attr-defined]
+        backbone = self.base_model  # type: ignore[attr-defined]
+        backbone._selections, backbone._hashes, backbone._experts_version = {}, {}, uuid.uuid4().hex
         self.set_active_experts(list(active))
 
     def pack_experts(self) -> None:

@@ -74,7 +74,7 @@ class LiveExperts(ExpertSets):
     """`add_expert`, `remove_expert` and `load_expert`.
 
     An optimizer made before one of them does not know the new parameters (the router's matrix is one of them): make it
-    anew. Text that is being generated meanwhile keeps the experts it began with.
+    anew. A call that runs meanwhile, in another thread, ends with `ExpertsChangedError`.
     """
 
     #: Where the model came from; None for one that was not loaded.

@@ -54,10 +54,9 @@ class FlexOlmoMixture(nn.Module):
             The mixture's output, ``(B, T, H)``.
         """
         selection = self.in_force if selection is None else selection
-        if selection is None:
-            experts = list(self.experts.values())
-        else:
-            selection = selection.to(hidden_BTH.device)
+        selection = None if selection is None else selection.to(hidden_BTH.device)
+        experts = list(self.experts.values())
+        if selection is not None and selection.positions is not None:
             experts = selection.experts[self.layer_idx]
         _, probs_BTA = self.gate(hidden_BTH, selection)
         widest = len(experts) if selection is None else selection.widest
@@ -206,9 +205,8 @@ def _one_by_one(
     if len(tokens_NH) == 1 and tokens_NH.device.type == "cpu":
         # One token, as in decoding: nothing to sort or gather.
         chosen = [(slot, expert) for slot, expert in enumerate(chosen_NK[0].tolist()) if expert < len(experts)]
-        return torch.stack(
-            [experts[expert](tokens_NH) * weights_NK[:, slot : slot + 1] for slot, expert in chosen]
-        ).sum(0)
+        outputs = [experts[expert](tokens_NH) * weights_NK[:, slot : slot + 1] for slot, expert in chosen]
+        return torch.stack(outputs).sum(0).to(tokens_NH.dtype)
     order = chosen_NK.reshape(-1).argsort(stable=True)
     counts = torch.bincount(chosen_NK.reshape(-1), minlength=len(experts) + 1).tolist()
     sorted_tokens = tokens_NH[order // per_token]

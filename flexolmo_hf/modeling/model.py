@@ -70,7 +70,7 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
         #: Tells the caches this model filled from those of others.
         self.identity = uuid.uuid4().hex
         self._expect_absent_experts()
-        self.set_active_experts(None)
+        self._experts_in_memory_changed(self.expert_names)
         self.post_init()
 
     @wraps(upstream.FlexOlmoModel.forward)
@@ -87,18 +87,20 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
             **kwargs: As upstream; a head passes those it does not know on.
         """
         refuse_unknown(kwargs, _BACKBONE_ARGUMENTS)
-        selection = None
+        selection = self._in_force
         cache = kwargs.get("past_key_values", args[2] if len(args) > 2 else None)
         if active_experts is not None:
             given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
             selection = self.select_experts(active_experts, None if given is None else given.shape[0])
-        if cache is not None and not (torch.compiler.is_compiling() and (selection is None or selection.checked)):
-            self._check_cache(cache, self._in_force if selection is None else selection)
-        if selection is not None:
-            kwargs["expert_selection"] = selection
-        outputs = super().forward(input_ids, *args, **kwargs)
-        if cache is None and not torch.compiler.is_compiling():
-            self._mark_new_cache(outputs, self._in_force if selection is None else selection)
+        self.refuse_stale(selection)
+        compiling = torch.compiler.is_compiling()
+        if cache is not None and not (compiling and selection.checked):
+            self._check_cache(cache, selection)
+        outputs = super().forward(input_ids, *args, expert_selection=selection, **kwargs)
+        if cache is None and not compiling:
+            self._mark_new_cache(outputs, selection)
+        # Another thread may have let an expert come or go while the layers ran.
+        self.refuse_stale(selection)
         return outputs
 
     def _check_cache(self, cache: Any, selection: Selection) -> None:

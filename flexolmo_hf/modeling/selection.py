@@ -45,6 +45,7 @@ class Selection:
         rows: Where rows differ: which rows use each expert in memory, ``(n,)``; None if all do, or none does.
         used: Where rows differ: whether any row uses each expert in memory.
         allowed: Where rows differ: whether row b may use expert e, ``(B, E)`` bool.
+        version: Which state of which model it was resolved against; see `ExpertSets.experts_version`.
         checked: Whether the cache of this call has been compared with the set before, as `generate` does at its start.
         widest: The size of the largest set.
         narrowest: The size of the smallest set.
@@ -57,6 +58,7 @@ class Selection:
     rows: list[torch.Tensor | None] = field(default_factory=list)
     used: list[bool] = field(default_factory=list)
     allowed: torch.Tensor | None = None
+    version: str = ""
     checked: bool = False
     widest: int = field(init=False)
     narrowest: int = field(init=False)
@@ -84,11 +86,14 @@ class Selection:
             rows=[None if rows is None else rows.to(device) for rows in self.rows],
             used=self.used,
             allowed=None if self.allowed is None else self.allowed.to(device),
+            version=self.version,
             checked=self.checked,
         )
 
 
-def select(layers: Sequence[nn.ModuleDict], known: Sequence[str], names: RowNames, device: torch.device) -> Selection:
+def select(
+    layers: Sequence[nn.ModuleDict], known: Sequence[str], names: RowNames, device: torch.device, version: str
+) -> Selection:
     """Resolve sets of names against the experts in memory.
 
     Args:
@@ -96,6 +101,7 @@ def select(layers: Sequence[nn.ModuleDict], known: Sequence[str], names: RowName
         known: Names of the experts in memory, in the order of those keys.
         names: One set for the whole batch, or one per row; every name is in `known`.
         device: Where the layers compute.
+        version: The state of the model.
     """
     if len(set(names)) == 1:
         (wanted,) = set(names)
@@ -105,6 +111,7 @@ def select(layers: Sequence[nn.ModuleDict], known: Sequence[str], names: RowName
             names=names,
             experts=[[layer[position] for position in positions] for layer in experts],
             positions=None if len(wanted) == len(known) else torch.tensor(positions, device=device),
+            version=version,
         )
     allowed = torch.tensor([[name in row for name in known] for row in names])
     users = [[row for row, wanted in enumerate(names) if name in wanted] for name in known]
@@ -119,6 +126,7 @@ def select(layers: Sequence[nn.ModuleDict], known: Sequence[str], names: RowName
         rows=[torch.tensor(rows, device=device) if 0 < len(rows) < len(names) else None for rows in users],
         used=[bool(rows) for rows in users],
         allowed=allowed.to(device),
+        version=version,
     )
 
 

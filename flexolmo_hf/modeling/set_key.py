@@ -52,7 +52,7 @@ class ExpertSetKeys(ExpertSets):
             FlexOlmoError: As `forward` does for a set that is none of this model's.
         """
         if refresh:
-            self.base_model.__dict__["_hashes"] = {}  # type: ignore[attr-defined]
+            self.base_model._hashes = {}  # type: ignore[attr-defined]
         names: RowNames = self.select_experts(active_experts).names
         keys = {row: self._key_of(row) for row in dict.fromkeys(names)}
         per_row = len(names) > 1 or (isinstance(active_experts, list) and any(_is_set(row) for row in active_experts))
@@ -79,7 +79,7 @@ class ExpertSetKeys(ExpertSets):
         return hashes
 
     def _hash(self, key: str, tensor: torch.Tensor) -> str:
-        known = self.base_model.__dict__.setdefault("_hashes", {})  # type: ignore[attr-defined]
+        known = self.base_model._hashes  # type: ignore[attr-defined]
         state = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape)
         if key not in known or known[key][0] != state:
             known[key] = (state, hash_tensor(tensor))

@@ -25,7 +25,7 @@ def freeze_except(model: ExpertSets, expert: str, *, train_router: bool = True) 
     Raises:
         UnknownExpertError: If the checkpoint has no such expert.
         ExpertNotLoadedError: If it was left out at load time.
-        ConfigurationError: If it is the public expert, or is not in force and would never be trained.
+        ConfigurationError: If it is the public expert, is not in force and would never be trained, or is offloaded.
     """
     position = model.expert_position(expert)
     if expert == PUBLIC:
@@ -37,6 +37,11 @@ def freeze_except(model: ExpertSets, expert: str, *, train_router: bool = True) 
         raise ConfigurationError(
             f"Expert {expert!r} is not in force ({model.active_experts}), so it would receive no gradient.",
             "Switch it on with set_active_experts first.",
+        )
+    if any(mixture.gate.weight.is_meta and hasattr(mixture.gate, "_hf_hook") for mixture in model.mixtures):
+        raise ConfigurationError(
+            "Weights that are offloaded cannot be trained: they are in memory only while their layer runs.",
+            "Load the model without a device_map that offloads; leave out experts it does not need.",
         )
     unfreeze(model)
     model.requires_grad_(False)  # type: ignore[attr-defined]

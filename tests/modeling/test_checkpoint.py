@@ -232,3 +232,14 @@ def test_a_checkpoint_in_a_subfolder_loads_and_names_what_is_missing_there(check
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(DamagedFileError, match="model.safetensors"):
         AutoModelForCausalLM.from_pretrained(checkpoint.parent, subfolder="checkpoint")
+
+
+def test_a_set_of_experts_for_a_model_that_has_none_is_refused(tmp_path):
+    dense_model().save_pretrained(tmp_path)
+    with pytest.raises(NotFlexOlmoError, match="from_dense"):
+        FlexOlmoForCausalLM.from_pretrained(tmp_path, active_experts=["public"])
+    # The Auto classes find another architecture, and hand it a keyword it does not know.
+    with pytest.raises(TypeError, match="active_experts"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, active_experts=["public"])
+    with pytest.raises(ValueError, match="active_experts"):
+        dense_model().generate(torch.ones(1, 2, dtype=torch.long), active_experts=["public"])

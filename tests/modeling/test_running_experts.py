@@ -224,11 +224,17 @@ def test_the_real_size_has_the_published_number_of_parameters_and_its_shapes_fit
     numbers = sum(p.numel() for p in model.parameters())
     assert numbers == 33_270_665_216
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert sum(p.nbytes for p in model.parameters()) == 2 * numbers
+    one_expert = sum(p.nbytes for module in model.expert_modules("expert_3") for p in module.parameters())
+    assert one_expert == 2 * 32 * 3 * 4096 * 11008
     for way in ("dense", "grouped_mm"):
         model.set_experts_implementation(way)
         if way == "grouped_mm":
             model.pack_experts()
+            # No second copy: the 3-D tensors are all the memory the experts have.
             assert sum(p.numel() for p in model.parameters()) == numbers
+            packed = [mixture.packed for mixture in model.mixtures]
+            assert sum(p.gate_up_proj.nbytes + p.down_proj.nbytes for p in packed) == 7 * one_expert
         with torch.no_grad():
             out = model(torch.zeros(2, 16, dtype=torch.long, device="meta"), output_router_logits=True)
         assert (out.logits.shape, out.logits.dtype) == ((2, 16, 100352), torch.bfloat16)
@@ -251,3 +257,19 @@ def test_fake_tensors_pass_through_every_path_a_device_would_take(way):
         ids = mode.from_tensor(torch.zeros(3, 5, dtype=torch.long))
         for sets in (None, ["public", "math", "code"], [["public"], ["math"], ["public", "code"]]):
             assert model(ids, active_experts=sets, use_cache=False).logits.shape == (3, 5, 97)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_gpu_packs_by_itself_and_agrees_with_the_cpu(input_ids, dtype):
+    model = named_model(2)
+    want = [model(input_ids, active_experts=sets).logits for sets in CHOSEN]
+    model.to("cuda", dtype)
+    for sets, logits in zip(CHOSEN, want, strict=True):
+        found = model(input_ids.to("cuda"), active_experts=sets).logits.float().cpu()
+        if dtype == torch.float32:
+            torch.testing.assert_close(found, logits, atol=1e-4, rtol=1e-4)
+        else:
+            assert ((found - logits).norm(dim=-1) / logits.norm(dim=-1)).median() < 0.03
+    assert all(mixture.packed is not None for mixture in model.mixtures)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flexolmo_hf import FlexOlmoConfig, FlexOlmoForCausalLM
+from flexolmo_hf import ExpertPackage, FlexOlmoConfig, FlexOlmoForCausalLM, freeze_except
 from flexolmo_hf.errors import ConfigurationError, FlexOlmoError
 from tests.conftest import TINY
 from tests.modeling.test_expert_sets import NAMES, named_model, poison
@@ -177,3 +177,19 @@ def test_the_page_shows_what_runs(tmp_path, monkeypatch, input_ids):
     named_model().save_pretrained("MERGED")
 
     assert on_disk(run_section("Weights on disk", input_ids=input_ids)["model"])
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda model: freeze_except(model, "math"),
+        lambda model: ExpertPackage.from_model(model, "math"),
+        lambda model: model.load_expert("news"),
+    ],
+    ids=["train", "pack", "load another"],
+)
+def test_what_needs_the_weights_at_hand_is_refused_where_they_lie_on_disk(tmp_path, act):
+    named_model().save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", ["public", "math"], BOTH_ON_DISK)
+    with pytest.raises(ConfigurationError, match="offloaded"):
+        act(model)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from flexolmo_hf.errors import ConfigurationError
 from tests.modeling.test_expert_sets import NAMES, named_model, poison
 from tests.peers import run_section
 
@@ -166,3 +167,11 @@ def test_bitsandbytes_quantises_the_experts_and_not_the_router(tmp_path, input_i
     assert all(mixture.gate.weight.is_floating_point() for mixture in model.mixtures)
     expected, rounded = exact(input_ids.cuda()).logits.float(), model(input_ids.cuda()).logits.float()
     assert (rounded - expected).pow(2).mean().sqrt() / expected.std() < 0.15
+
+
+def test_no_expert_is_loaded_into_a_quantised_model(tmp_path, int8):
+    named_model().save_pretrained(tmp_path)
+    model = load(tmp_path, ["public", "math"], int8())
+    with pytest.raises(ConfigurationError, match="quantised"):
+        model.load_expert("news")
+    assert model.expert_names == ["public", "math"]
