@@ -157,7 +157,7 @@ def identify(
     """Name a checkpoint's experts by comparing them with experts whose names are known."""
     with _plain_errors():
         from flexolmo_hf import identify_experts
-        from flexolmo_hf.modeling.locate import looks_like_a_repository
+        from flexolmo_hf.modeling.files.locate import looks_like_a_repository
 
         if write is None:
             write = not looks_like_a_repository(checkpoint)

@@ -71,7 +71,7 @@ def met(measured):
     weights = results["weights"] = {"always": 1000, "expert": 1000, "embedding": 0, "experts": 7, "total": 8000}
     part = 3 / 8
     for entry in results["speed"]:
-        entry.update(ours=2.0, stock=2.0)
+        entry.update(ours=2.0, stock=2.0, limit=1.801)
     ours = {"load_s": 1.0, "ready_s": 1.0, "peak": 1.149 * weights["total"], "growth": 1.0}
     results["memory"]["medians"] = {"ours": ours, "subset": {**ours}, "stock": {**ours}}
     for key in ("load_s", "ready_s", "growth"):
@@ -85,6 +85,11 @@ def met(measured):
 
 def spoil_speed(results):
     results["speed"][0]["ours"] = 2.1
+
+
+def test_being_faster_than_stock_is_enough(met):
+    met["speed"][0].update(ours=2.0, stock=2.11, limit=1.0)
+    assert all(goal.met for goal in goals(met))
 
 
 def spoil_peak(results):

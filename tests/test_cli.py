@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM, export_checkpoint, inspect_checkpoint, merge_experts
 from flexolmo_hf.cli import app
-from flexolmo_hf.modeling.sidecar import read_expert_names
+from flexolmo_hf.modeling.files.sidecar import read_expert_names
 from tests.composition.conftest import consortium, edit_json, logits, tree
 from tests.conftest import as_one_file
 

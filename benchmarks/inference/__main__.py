@@ -44,7 +44,7 @@ def measure(settings: Settings, start: Callable[[str], Worker] = Worker) -> dict
         results["weights"] = weights.as_dict()
         results["memory"] = memory.measure(folder, tiny, min(3, settings.rounds))
         with start("ours") as ours, start("stock") as stock:
-            results["speed"] = speed.measure(ours, stock, str(folder), settings)
+            results["speed"] = speed.measure(ours, stock, str(folder), settings, results["weights"])
             ours.ask("load", folder=str(folder), per_token=settings.main.experts)
             results["switch"] = sets.switch(ours)
             results["rows"] = sets.rows(ours, settings)

@@ -74,10 +74,15 @@ def _speed(results: dict[str, Any]) -> str:
                 *(f"{per_second / entry[who]:,.1f}" for who in ("ours", "stock")),
                 entry["stock_best"],
                 f"{entry['stock'] / entry['ours']:.2f}x",
+                f"{entry['limit'] * 1000:.3g}",
             ]
         )
     head = ["", "ours (ms)", "stock (ms)", "ours (tokens/s)", "stock (tokens/s)", "stock's best", "stock / ours"]
-    return "## Speed\n\nMilliseconds are for the whole prefill, or for one step of decoding.\n\n" + _table(head, rows)
+    prose = _prose("""
+Milliseconds are for the whole prefill, or for one step of decoding. The limit is the time that the matrix products
+alone take: every matrix that is used once, with as many rows as it gets, by the faster of `F.linear` and
+`weight @ rows.T`, measured right after the case.""")
+    return f"## Speed\n\n{prose}\n\n{_table([*head, 'limit (ms)'], rows)}"
 
 
 def _memory(results: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.inference.limits import limit
 from benchmarks.inference.processes import Worker
 from benchmarks.inference.settings import Settings, Shape
 from benchmarks.inference.turns import STOCK, say, take_turns
@@ -63,7 +64,9 @@ def compare(
     return {"case": case, "per_token": per_token, **outcome}
 
 
-def measure(ours: Worker, stock: Worker, folder: str, settings: Settings) -> list[dict[str, Any]]:
+def measure(
+    ours: Worker, stock: Worker, folder: str, settings: Settings, weights: dict[str, int]
+) -> list[dict[str, Any]]:
     """Compare a prefill, and decoding in each batch size, for each number of experts per token."""
     results = []
     for per_token in settings.per_token:
@@ -75,5 +78,8 @@ def measure(ours: Worker, stock: Worker, folder: str, settings: Settings) -> lis
             {"do": "decode", "prompt": settings.prompt, "batch": batch, "new_tokens": settings.new_tokens}
             for batch in settings.batches
         ]
-        results += [compare(ours, stock, settings, settings.main, per_token=per_token, **case) for case in cases]
+        for case in cases:
+            entry = compare(ours, stock, settings, settings.main, per_token=per_token, **case)
+            entry["limit"] = limit(ours, settings, weights, per_token=per_token, **case)
+            results.append(entry)
     return results

@@ -132,6 +132,23 @@ class Bench:
             "mv": len(matrices) * inner * hidden * 4 / (multiplied - summed),
         }
 
+    def products(self, size: int, inner: int, hidden: int, rows: int) -> float:
+        """Return the seconds per byte of multiplying so many rows by matrices of an expert's shapes, the better way."""
+        pairs = max(1, size // (8 * inner * hidden))
+        matrices = [torch.ones(*shape) for _ in range(pairs) for shape in ((inner, hidden), (hidden, inner))]
+        inputs = {width: torch.ones(rows, width) for width in (inner, hidden)}
+        ways = (
+            lambda matrix: torch.nn.functional.linear(inputs[matrix.shape[1]], matrix),
+            lambda matrix: matrix @ inputs[matrix.shape[1]].T,
+        )
+        best = float("inf")
+        for multiply in ways:
+            begin = time.perf_counter()
+            for matrix in matrices:
+                multiply(matrix)
+            best = min(best, time.perf_counter() - begin)
+        return best / (len(matrices) * inner * hidden * 4)
+
     def _prompt(self, tokens: int, batch: int, sets_key: str, sets: dict[str, Any]) -> Any:
         key = (tokens, batch, sets_key)
         if key not in self.prompts:

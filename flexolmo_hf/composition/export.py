@@ -14,11 +14,11 @@ from transformers import Olmo2Config
 from transformers.models.flex_olmo import FlexOlmoConfig as StockConfig
 
 from flexolmo_hf.composition.folder import new_folder, refuse_nonempty
-from flexolmo_hf.composition.package import MATRICES
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
 from flexolmo_hf.errors import ConfigurationError, NonFiniteTensorError, NotFlexOlmoError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.layout import write_weights
+from flexolmo_hf.modeling.expert import MATRICES
+from flexolmo_hf.modeling.files.layout import write_weights
 from flexolmo_hf.modeling.names import parse_expert_set
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.hashing import hash_tensor
+from flexolmo_hf.modeling.files.hashing import hash_tensor
 
 #: Settings that change what the same weights compute.
 ANCHOR_SETTINGS = (

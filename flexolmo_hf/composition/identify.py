@@ -11,12 +11,13 @@ import torch
 from transformers import Olmo2Config
 
 from flexolmo_hf.composition.manifest import MANIFEST_FILE
-from flexolmo_hf.composition.package import MATRICES, ExpertPackage
+from flexolmo_hf.composition.package import ExpertPackage
 from flexolmo_hf.composition.reader import CheckpointReader
 from flexolmo_hf.errors import AmbiguousExpertError, ConfigurationError, NotFlexOlmoError
-from flexolmo_hf.modeling.locate import CONFIG_FILE, looks_like_a_repository
+from flexolmo_hf.modeling.expert import MATRICES
+from flexolmo_hf.modeling.files.locate import CONFIG_FILE, looks_like_a_repository
+from flexolmo_hf.modeling.files.sidecar import NAMES_FILE, names_in_settings, write_expert_names
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name, default_expert_names
-from flexolmo_hf.modeling.sidecar import NAMES_FILE, names_in_settings, write_expert_names
 
 #: The relative distance up to which an expert may be a copy: rounding to bfloat16 twice leaves about 0.002.
 CLOSE = 0.01

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from flexolmo_hf.composition.fingerprint import AnchorFingerprint, fingerprint_anchor, is_anchor_tensor
-from flexolmo_hf.composition.package import MATRICES, ExpertPackage
+from flexolmo_hf.composition.package import ExpertPackage
 from flexolmo_hf.composition.reader import CheckpointReader
 from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, DuplicateExpertError
+from flexolmo_hf.modeling.expert import MATRICES
+from flexolmo_hf.modeling.files.locate import looks_like_a_repository
 from flexolmo_hf.modeling.live import LayerParts, LiveExperts
-from flexolmo_hf.modeling.locate import looks_like_a_repository
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
 
 

@@ -16,11 +16,12 @@ import torch
 from flexolmo_hf.composition.card import write_model_card
 from flexolmo_hf.composition.fingerprint import AnchorFingerprint, fingerprint_anchor
 from flexolmo_hf.composition.folder import new_folder, refuse_nonempty
-from flexolmo_hf.composition.package import MATRICES, ExpertPackage
+from flexolmo_hf.composition.package import ExpertPackage
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
 from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, EmptyExpertSetError, NonFiniteTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.layout import write_weights
+from flexolmo_hf.modeling.expert import MATRICES
+from flexolmo_hf.modeling.files.layout import write_weights
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
 
 Package = ExpertPackage | str | os.PathLike

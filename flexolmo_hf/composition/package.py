@@ -26,11 +26,11 @@ from flexolmo_hf.composition.verification import (
     sha256_of,
 )
 from flexolmo_hf.errors import ConfigurationError, DamagedFileError, NotAPackageError
+from flexolmo_hf.modeling.expert import MATRICES
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.names import PUBLIC
 
 FILES = [WEIGHTS_FILE, MANIFEST_FILE, CARD_FILE]
-MATRICES = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -13,7 +13,7 @@ from transformers import Olmo2Config
 
 from flexolmo_hf.errors import DamagedFileError, IncompleteCheckpointError, NotFlexOlmoError, UnexpectedTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.locate import (
+from flexolmo_hf.modeling.files.locate import (
     INDEX_FILE,
     SINGLE_FILE,
     looks_like_a_repository,

@@ -8,8 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import FlexOlmoConfig as UpstreamFlexOlmoConfig
 
 from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
+from flexolmo_hf.modeling.files.sidecar import with_sidecar_names
 from flexolmo_hf.modeling.names import check_distinct, check_expert_name, default_expert_names, parse_expert_set
-from flexolmo_hf.modeling.sidecar import with_sidecar_names
 
 
 @strict

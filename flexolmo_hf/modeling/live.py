@@ -17,14 +17,12 @@ from flexolmo_hf.errors import (
     IncompleteCheckpointError,
 )
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.download import fetch_part
-from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.expert import MATRICES, FlexOlmoExpert
 from flexolmo_hf.modeling.expert_sets import ExpertSets
-from flexolmo_hf.modeling.locate import looks_like_a_repository, named_errors
+from flexolmo_hf.modeling.files.download import fetch_part
+from flexolmo_hf.modeling.files.locate import looks_like_a_repository, named_errors
+from flexolmo_hf.modeling.files.needed_files import read_weight_map, weight_files
 from flexolmo_hf.modeling.names import parse_expert_set
-from flexolmo_hf.modeling.needed_files import read_weight_map, weight_files
-
-MATRICES = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,9 @@ class LiveExperts(ExpertSets):
 
     #: Where the model came from; None for one that was not loaded.
     source: CheckpointSource | None = None
+    #: Checks a package and inserts its expert. Packages are the business of another room, which knows this one and not
+    #: the other way round: registration brings the two together.
+    package_adder: Callable[["LiveExperts", Any, str | None], None]
 
     def add_expert(self, package: Any, name: str | None = None) -> None:
         """Put an expert package beside the experts in memory, as merging would have.
@@ -95,10 +96,7 @@ class LiveExperts(ExpertSets):
             NotAPackageError, DamagedFileError, NonFiniteTensorError: If the package cannot be trusted.
             ConfigurationError: If the model is quantised, offloaded, or one of its experts is being trained.
         """
-        # A door only: the room behind it knows the model, not the other way round.
-        from flexolmo_hf.composition.live import add_package
-
-        add_package(self, package, name)
+        type(self).package_adder(self, package, name)
 
     def remove_expert(self, name: str) -> None:
         """Take an expert out of memory, as if it had been left out when the model was loaded.

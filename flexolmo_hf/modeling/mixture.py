@@ -13,6 +13,7 @@ from torch import nn
 from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.few_tokens import can_run_together, run_together
 from flexolmo_hf.modeling.packing import PackedExperts, can_pack
 from flexolmo_hf.modeling.router import FlexOlmoRouter
 from flexolmo_hf.modeling.selection import Selection
@@ -110,6 +111,11 @@ class FlexOlmoMixture(nn.Module):
     def _dense(
         hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: Sequence[nn.Module], selection: Selection | None
     ) -> torch.Tensor:
+        if can_run_together(hidden_BTH.shape[0] * hidden_BTH.shape[1], hidden_BTH.device, experts):
+            if selection is None or not selection.per_row:
+                return _all_on_few(hidden_BTH, weights_BTA, experts)
+            if hidden_BTH.shape[1] == 1:
+                return _rows_on_few(hidden_BTH, weights_BTA, experts, selection)
         # The input keeps its batch dimension, which per-sample gradients need. Where rows differ, an expert sees only
         # the rows that may use it: a weight of 0 would not keep a NaN out, forward or backward.
         mixed: Any = None
@@ -197,6 +203,25 @@ def spread(weights_NK: torch.Tensor, chosen_NK: torch.Tensor, *, experts: int) -
     return weights_NK.new_zeros((len(weights_NK), experts)).scatter(-1, chosen_NK, weights_NK)
 
 
+def _all_on_few(hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: Sequence[nn.Module]) -> torch.Tensor:
+    """Run all experts on all of a few tokens."""
+    tokens_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
+    outputs_ANH = run_together(experts, [tokens_NH] * len(experts)).view(len(experts), *tokens_NH.shape)
+    weights_AN1 = weights_BTA.reshape(len(tokens_NH), -1).T.unsqueeze(-1)
+    return (outputs_ANH * weights_AN1).sum(0).view_as(hidden_BTH)
+
+
+def _rows_on_few(
+    hidden_B1H: torch.Tensor, weights_B1A: torch.Tensor, experts: Sequence[nn.Module], selection: Any
+) -> torch.Tensor:
+    """Run each expert on the one token of each row that may use it."""
+    tokens_BH, rows_S = hidden_B1H[:, 0], selection.pair_rows
+    used = [expert for expert, count in zip(experts, selection.counts, strict=True) if count]
+    inputs = tokens_BH[rows_S].split([count for count in selection.counts if count])
+    outputs_SH = run_together(used, inputs) * weights_B1A[rows_S, 0, selection.pair_columns].unsqueeze(-1)
+    return torch.zeros_like(tokens_BH).index_add(0, rows_S, outputs_SH).unsqueeze(1)
+
+
 def _one_by_one(
     tokens_NH: torch.Tensor, chosen_NK: torch.Tensor, weights_NK: torch.Tensor, experts: Sequence[nn.Module]
 ) -> torch.Tensor:
@@ -205,16 +230,21 @@ def _one_by_one(
     if len(tokens_NH) == 1 and tokens_NH.device.type == "cpu":
         # One token, as in decoding: nothing to sort or gather.
         chosen = [(slot, expert) for slot, expert in enumerate(chosen_NK[0].tolist()) if expert < len(experts)]
-        outputs = [experts[expert](tokens_NH) * weights_NK[:, slot : slot + 1] for slot, expert in chosen]
-        return torch.stack(outputs).sum(0).to(tokens_NH.dtype)
+        used = [experts[expert] for _, expert in chosen]
+        weights_K = weights_NK[0, [slot for slot, _ in chosen]]
+        if can_run_together(1, tokens_NH.device, used):
+            outputs_KH = run_together(used, [tokens_NH] * len(used))
+        else:
+            outputs_KH = torch.cat([expert(tokens_NH) for expert in used])
+        return (outputs_KH * weights_K.unsqueeze(-1)).sum(0, keepdim=True).to(tokens_NH.dtype)
     order = chosen_NK.reshape(-1).argsort(stable=True)
     counts = torch.bincount(chosen_NK.reshape(-1), minlength=len(experts) + 1).tolist()
-    sorted_tokens = tokens_NH[order // per_token]
-    outputs, start = [], 0
-    for expert, count in zip(experts, counts, strict=False):
-        if count:
-            outputs.append(expert(sorted_tokens[start : start + count]))
-        start += count
+    pieces = tokens_NH[order // per_token].split(counts)
+    used = [(expert, piece) for expert, piece in zip(experts, pieces, strict=False) if len(piece)]
+    if can_run_together(len(tokens_NH), tokens_NH.device, [expert for expert, _ in used]):
+        outputs = [run_together([expert for expert, _ in used], [piece for _, piece in used])]
+    else:
+        outputs = [expert(piece) for expert, piece in used]
     if counts[len(experts)]:
         outputs.append(tokens_NH.new_zeros((counts[len(experts)], tokens_NH.shape[1]), dtype=outputs[0].dtype))
     weighted = torch.cat(outputs) * weights_NK.reshape(-1)[order].unsqueeze(-1)

@@ -16,8 +16,8 @@ from transformers.utils import can_return_tuple
 from flexolmo_hf.modeling.arguments import known_arguments, refuse_leftovers, refuse_unknown
 from flexolmo_hf.modeling.attribution import Attributable
 from flexolmo_hf.modeling.cache_mark import check_cache, mark_cache
-from flexolmo_hf.modeling.checkpoint import NamedExpertCheckpoint
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.files.checkpoint import NamedExpertCheckpoint
 from flexolmo_hf.modeling.generation import SetsInGeneration
 from flexolmo_hf.modeling.implementation import ExpertsImplementation
 from flexolmo_hf.modeling.live import LiveExperts

@@ -45,6 +45,9 @@ class Selection:
         rows: Where rows differ: which rows use each expert in memory, ``(n,)``; None if all do, or none does.
         used: Where rows differ: whether any row uses each expert in memory.
         allowed: Where rows differ: whether row b may use expert e, ``(B, E)`` bool.
+        pair_rows: Where rows differ: the row of each pair of a row and an expert it may use, expert by expert.
+        pair_columns: The expert of each pair.
+        counts: Where rows differ: how many rows use each expert in memory.
         version: Which state of which model it was resolved against; see `ExpertSets.experts_version`.
         checked: Whether the cache of this call has been compared with the set before, as `generate` does at its start.
         widest: The size of the largest set.
@@ -58,6 +61,9 @@ class Selection:
     rows: list[torch.Tensor | None] = field(default_factory=list)
     used: list[bool] = field(default_factory=list)
     allowed: torch.Tensor | None = None
+    pair_rows: torch.Tensor | None = None
+    pair_columns: torch.Tensor | None = None
+    counts: list[int] = field(default_factory=list)
     version: str = ""
     checked: bool = False
     widest: int = field(init=False)
@@ -86,6 +92,9 @@ class Selection:
             rows=[None if rows is None else rows.to(device) for rows in self.rows],
             used=self.used,
             allowed=None if self.allowed is None else self.allowed.to(device),
+            pair_rows=None if self.pair_rows is None else self.pair_rows.to(device),
+            pair_columns=None if self.pair_columns is None else self.pair_columns.to(device),
+            counts=self.counts,
             version=self.version,
             checked=self.checked,
         )
@@ -126,6 +135,9 @@ def select(
         rows=[torch.tensor(rows, device=device) if 0 < len(rows) < len(names) else None for rows in users],
         used=[bool(rows) for rows in users],
         allowed=allowed.to(device),
+        pair_rows=torch.tensor([row for rows in users for row in rows], device=device),
+        pair_columns=torch.tensor([column for column, rows in enumerate(users) for _ in rows], device=device),
+        counts=[len(rows) for rows in users],
         version=version,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from flexolmo_hf.modeling.expert_sets import ExpertSets
-from flexolmo_hf.modeling.hashing import hash_tensor
+from flexolmo_hf.modeling.files.hashing import hash_tensor
 from flexolmo_hf.modeling.selection import RowNames
 
 # Settings that do not change what is computed from the same weights.

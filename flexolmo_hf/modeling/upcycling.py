@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, Olmo2Config, Olmo2ForCausalLM, PreTrainedModel
 
 from flexolmo_hf.errors import ConfigurationError, NotOlmo2Error, UnknownExpertError
-from flexolmo_hf.modeling.checkpoint import refuse_gaps
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.locate import model_type_of, named_errors
+from flexolmo_hf.modeling.files.checkpoint import refuse_gaps
+from flexolmo_hf.modeling.files.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
 
 #: Where a new expert's bias starts. Training on the expert's own domain only ever pushes the bias up, so it acts

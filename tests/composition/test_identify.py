@@ -18,7 +18,7 @@ from flexolmo_hf.errors import (
     NotFlexOlmoError,
     UnknownExpertError,
 )
-from flexolmo_hf.modeling.sidecar import NAMES_FILE, read_expert_names, write_expert_names
+from flexolmo_hf.modeling.files.sidecar import NAMES_FILE, read_expert_names, write_expert_names
 from tests.composition.conftest import consortium, edit_json, edit_weights, logits, tree
 
 THREE = ["math", "code", "news"]
@@ -385,7 +385,9 @@ def test_without_the_file_there_are_no_names(released):
 
 def test_a_write_that_fails_leaves_the_former_names(released, refused, monkeypatch):
     write_expert_names(released / "released", ["public", "a", "b", "c"])
-    monkeypatch.setattr("flexolmo_hf.modeling.sidecar.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        "flexolmo_hf.modeling.files.sidecar.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full"))
+    )
     before = tree(released)
 
     with pytest.raises(OSError, match="full"):

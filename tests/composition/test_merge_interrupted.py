@@ -19,7 +19,7 @@ from flexolmo_hf import FlexOlmoForCausalLM, inspect_checkpoint, merge_experts
 from flexolmo_hf.composition import folder as folders
 from flexolmo_hf.composition import merge
 from flexolmo_hf.errors import NoSpaceError
-from flexolmo_hf.modeling import layout
+from flexolmo_hf.modeling.files import layout
 from tests.composition.conftest import FULL, disk_with, pack, tree
 from tests.conftest import dense_model
 
@@ -87,7 +87,7 @@ def test_a_disk_that_is_too_small_is_refused_before_a_byte_is_written(two_owners
 KILLED = """
 import os, signal, sys
 from flexolmo_hf import merge_experts
-from flexolmo_hf.modeling import layout
+from flexolmo_hf.modeling.files import layout
 
 anchor, package, output = sys.argv[1:]
 write = layout.save_file

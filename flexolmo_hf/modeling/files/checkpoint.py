@@ -25,13 +25,13 @@ from transformers.utils import logging
 
 from flexolmo_hf.errors import ConfigurationError, IncompleteCheckpointError, NotFlexOlmoError, UnexpectedTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.download import LocalPart, local_part, name_after
 from flexolmo_hf.modeling.expert_sets import ExpertSets
-from flexolmo_hf.modeling.layout import files_by_expert, remove_single_file
+from flexolmo_hf.modeling.files.download import LocalPart, local_part, name_after
+from flexolmo_hf.modeling.files.layout import files_by_expert, remove_single_file
+from flexolmo_hf.modeling.files.locate import model_type_of, named_errors
+from flexolmo_hf.modeling.files.needed_files import absent_experts, only_needed_files
 from flexolmo_hf.modeling.live import CheckpointSource
-from flexolmo_hf.modeling.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
-from flexolmo_hf.modeling.needed_files import absent_experts, only_needed_files
 
 logger = logging.get_logger(__name__)
 

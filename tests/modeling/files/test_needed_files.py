@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from flexolmo_hf import FlexOlmoConfig, FlexOlmoForCausalLM
 from flexolmo_hf.errors import DamagedFileError
-from flexolmo_hf.modeling.needed_files import absent_experts, files_needed, read_weight_map
+from flexolmo_hf.modeling.files.needed_files import absent_experts, files_needed, read_weight_map
 from tests.conftest import TINY
-from tests.modeling.test_download import IDS, TWO, change_settings, expert_file
+from tests.modeling.files.test_download import IDS, TWO, change_settings, expert_file
 from tests.modeling.test_expert_sets import named_model
 
 

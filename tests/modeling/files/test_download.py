@@ -18,12 +18,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from flexolmo_hf import FlexOlmoForCausalLM
 from flexolmo_hf.errors import FlexOlmoError, UnknownArgumentError
-from flexolmo_hf.modeling.download import fetch_part, local_part
+from flexolmo_hf.modeling.files.download import fetch_part, local_part
 from tests.conftest import as_one_file, dense_model
-from tests.modeling.hub_server import Hub, Repository, serve
+from tests.modeling.files.hub_server import Hub, Repository, serve
 from tests.modeling.test_expert_sets import named_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TWO = ["public", "math"]
 IDS = [[5, 17, 41, 3, 88, 29, 60]]
 
@@ -223,7 +223,7 @@ def client(hub, place, commit, phases):
     arguments = [hub.url, str(place), commit, phases]
     (place / "at-work").mkdir(exist_ok=True)
     done = subprocess.run(
-        [sys.executable, "-c", f"from tests.modeling.test_download import run_client; run_client(*{arguments})"],
+        [sys.executable, "-c", f"from tests.modeling.files.test_download import run_client; run_client(*{arguments})"],
         cwd=place / "at-work",
         env=environment,
         capture_output=True,

@@ -17,8 +17,8 @@ from huggingface_hub.serialization import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from transformers.modeling_utils import _add_variant
 
-from flexolmo_hf.modeling.locate import INDEX_FILE, SINGLE_FILE
-from flexolmo_hf.modeling.upstream_hook import UpstreamHook
+from flexolmo_hf.modeling.files.locate import INDEX_FILE, SINGLE_FILE
+from flexolmo_hf.modeling.files.upstream_hook import UpstreamHook
 
 SHARED = "shared"
 FILE_PATTERN = "model{suffix}.safetensors"

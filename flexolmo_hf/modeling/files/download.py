@@ -18,8 +18,8 @@ from transformers.utils.hub import DownloadKwargs, cached_files
 from flexolmo_hf.errors import DamagedFileError, NotFlexOlmoError
 from flexolmo_hf.modeling.arguments import refuse_unknown
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.locate import CONFIG_FILE, looks_like_a_repository, model_type_of, named_errors
-from flexolmo_hf.modeling.needed_files import (
+from flexolmo_hf.modeling.files.locate import CONFIG_FILE, looks_like_a_repository, model_type_of, named_errors
+from flexolmo_hf.modeling.files.needed_files import (
     absent_experts,
     files_needed,
     read_weight_map,

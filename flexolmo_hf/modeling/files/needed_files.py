@@ -12,8 +12,8 @@ from transformers.modeling_utils import _add_variant
 
 from flexolmo_hf.errors import DamagedFileError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.locate import INDEX_FILE, SINGLE_FILE
-from flexolmo_hf.modeling.upstream_hook import UpstreamHook
+from flexolmo_hf.modeling.files.locate import INDEX_FILE, SINGLE_FILE
+from flexolmo_hf.modeling.files.upstream_hook import UpstreamHook
 
 # Without the characters that would lead out of the folder, or that the Hub's client reads as "any file".
 _PLAIN_FILE = re.compile(r"[^/\\*?\[\]]+\.safetensors")
