@@ -42,7 +42,8 @@ def add_package(model: LiveExperts, package: Any, name: str | None = None) -> No
     homes = model.__dict__.setdefault("_homes", {})
     homes.pop(name, None)
     if not isinstance(package, ExpertPackage):
-        homes[name] = os.fspath(package)
+        # A folder once and for all: a relative one might later be taken for a repository of that name.
+        homes[name] = os.path.abspath(package) if os.path.exists(package) else os.fspath(package)
 
 
 def _refuse_other_anchor(model: LiveExperts, name: str, package: ExpertPackage) -> None:

@@ -5,8 +5,8 @@ continued with another mixes the two: an expert that is off would still speak th
 rows of the cache through beam search and batch selection.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -54,6 +54,8 @@ def check_cache(cache: Any, model: str, rows: RowNames, shape: tuple[int, int, i
         ForeignCacheError: If another model did, or it is not known who did.
     """
     mark = getattr(cache, _MARK, None)
+    if mark is not None and not _follows_its_rows(cache):
+        mark = None
     if mark is not None and mark.model == model and mark.fits(rows):
         return
     if _is_empty(cache):
@@ -65,10 +67,9 @@ def check_cache(cache: Any, model: str, rows: RowNames, shape: tuple[int, int, i
 
 
 def _is_empty(cache: Any) -> bool:
-    if not getattr(cache, "is_initialized", True):
-        return True
-    # A static cache counts on its device: this may wait for it, once per cache.
-    return int(cache.get_seq_length()) == 0
+    # Every layer: a call that died on its way has filled the lower ones. A static cache counts on its device: this may
+    # wait for it, once per cache.
+    return all(not layer.is_initialized or int(layer.get_seq_length()) == 0 for layer in cache.layers)
 
 
 def _shape_of(cache: Any) -> tuple[int, int, int]:
@@ -79,42 +80,48 @@ def _shape_of(cache: Any) -> tuple[int, int, int]:
     )
 
 
-def _set(cache: Any, mark: CacheMark | None) -> None:
+class _FollowRows:
+    """Stands in one cache in the place of a method that moves rows, and moves the mark with them.
+
+    An object and not a bound method: pickles and deep copies of the cache get one of their own.
+    """
+
+    def __init__(self, cache: Any, method: str):
+        self.cache, self.method = cache, method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        mark = getattr(self.cache, _MARK, None)
+        if mark is not None:
+            argument = next(iter((*args, *kwargs.values())), None)
+            setattr(self.cache, _MARK, _MOVED[self.method](mark, argument))
+        return getattr(type(self.cache), self.method)(self.cache, *args, **kwargs)
+
+
+def _reordered(mark: CacheMark, indices: torch.Tensor) -> CacheMark:
+    if len(set(mark.rows)) == 1:
+        return CacheMark(mark.model, mark.rows[:1])
+    chosen = torch.arange(len(mark.rows))[indices.cpu()].tolist()
+    return CacheMark(mark.model, tuple(mark.rows[row] for row in chosen))
+
+
+def _repeated(mark: CacheMark, repeats: int) -> CacheMark:
+    return CacheMark(mark.model, tuple(row for row in mark.rows for _ in range(repeats)))
+
+
+_MOVED: dict[str, Callable[[CacheMark, Any], CacheMark | None]] = {
+    "reset": lambda mark, _: None,
+    "reorder_cache": _reordered,
+    "batch_select_indices": _reordered,
+    "batch_repeat_interleave": _repeated,
+}
+
+
+def _set(cache: Any, mark: CacheMark) -> None:
     setattr(cache, _MARK, mark)
-    if "reset" not in vars(cache):
-        # On this one cache only. Bound methods are copied with the object they are bound to.
-        for method in (reset, reorder_cache, batch_select_indices, batch_repeat_interleave):
-            setattr(cache, method.__name__, MethodType(method, cache))
+    for method in _MOVED:
+        setattr(cache, method, _FollowRows(cache, method))
 
 
-def reset(cache: Any) -> None:
-    """Empty the cache: whoever fills it next marks it."""
-    setattr(cache, _MARK, None)
-    type(cache).reset(cache)
-
-
-def reorder_cache(cache: Any, beam_idx: torch.Tensor) -> None:
-    """Reorder the rows and their marks."""
-    _move_rows(cache, beam_idx)
-    type(cache).reorder_cache(cache, beam_idx)
-
-
-def batch_select_indices(cache: Any, indices: torch.Tensor) -> None:
-    """Keep some rows and their marks."""
-    _move_rows(cache, indices)
-    type(cache).batch_select_indices(cache, indices)
-
-
-def batch_repeat_interleave(cache: Any, repeats: int) -> None:
-    """Repeat each row and its mark."""
-    mark = getattr(cache, _MARK, None)
-    if mark is not None and len(mark.rows) > 1:
-        setattr(cache, _MARK, CacheMark(mark.model, tuple(row for row in mark.rows for _ in range(repeats))))
-    type(cache).batch_repeat_interleave(cache, repeats)
-
-
-def _move_rows(cache: Any, indices: torch.Tensor) -> None:
-    mark = getattr(cache, _MARK, None)
-    if mark is not None and len(set(mark.rows)) > 1:
-        chosen = torch.arange(len(mark.rows))[indices.cpu()].tolist()
-        setattr(cache, _MARK, CacheMark(mark.model, tuple(mark.rows[row] for row in chosen)))
+def _follows_its_rows(cache: Any) -> bool:
+    # A shallow copy shares its layers with the original, and moves the original's mark.
+    return getattr(vars(cache).get("reorder_cache"), "cache", None) is cache

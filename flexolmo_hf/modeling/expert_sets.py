@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from flexolmo_hf.errors import EmptyExpertSetError, ExpertNotLoadedError, ExpertRowsError, ExpertsChangedError
@@ -17,6 +18,9 @@ from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import parse_expert_set
 from flexolmo_hf.modeling.selection import RowNames, Selection, read_rows, select
+
+# While experts come or go: no call may begin, and none that is running may end well.
+_CHANGING = "changing"
 
 
 class ExpertSets:
@@ -38,7 +42,8 @@ class ExpertSets:
     def active_experts(self) -> list[str]:
         """Names of the experts in force, in checkpoint order."""
         # Read from the layers, not from the configuration: two models may share one configuration object.
-        return list(self._in_force.names[0])
+        selection = self.mixtures[0].in_force
+        return self.expert_names if selection is None else list(selection.names[0])
 
     @property
     def mixtures(self) -> list[FlexOlmoMixture]:
@@ -48,7 +53,11 @@ class ExpertSets:
     @property
     def _in_force(self) -> Selection:
         selection = self.mixtures[0].in_force
-        return self._selection_of((tuple(self.expert_names),)) if selection is None else selection
+        if selection is None:
+            return self._selection_of((tuple(self.expert_names),))
+        if not torch.compiler.is_compiling() and not self._is_current(selection):
+            return self._selection_of((selection.names[0],))
+        return selection
 
     def expert_position(self, name: str) -> int:
         """Return where an expert stands among those in memory.
@@ -99,7 +108,8 @@ class ExpertSets:
         try:
             yield self
         finally:
-            self.set_active_experts(before)
+            # One of them may have been removed inside the block.
+            self.set_active_experts([name for name in before if name in self.expert_names] or None)
 
     def select_experts(self, active_experts: Any, batch: int | None = None) -> Selection:
         """Resolve what a call gives as ``active_experts``.
@@ -120,6 +130,8 @@ class ExpertSets:
         if active_experts is None:
             return self._in_force
         if isinstance(active_experts, Selection):
+            if batch is not None and active_experts.per_row and batch != active_experts.rows_given:
+                _refuse_row_count(active_experts.rows_given, batch)
             return active_experts
         loaded = self.expert_names
         rows = read_rows(active_experts, loaded)
@@ -128,9 +140,7 @@ class ExpertSets:
         if getattr(active_experts, "ndim", 2) == 1:
             return self._selection_of((self._loaded_set(rows[0]),))
         if batch is not None and len(rows) != batch:
-            raise ExpertRowsError(
-                f"{len(rows)} sets of experts for {batch} rows", "give one set per row, or one for all"
-            )
+            _refuse_row_count(len(rows), batch)
         in_force = tuple(self.active_experts)
         return self._selection_of(tuple(in_force if row is None else self._loaded_set(row) for row in rows))
 
@@ -150,15 +160,26 @@ class ExpertSets:
             return self._resolve(names)
         # One set is used over and over, by many calls: a live switch then is a look-up.
         known = backbone._selections
-        if names[0] not in known:
+        if names[0] not in known or not self._is_current(known[names[0]]):
             known[names[0]] = self._resolve(names)
         selection: Selection = known[names[0]]
         return selection
 
+    def _is_current(self, selection: Selection) -> bool:
+        # A library may have put a module of its own in the place of an expert since.
+        return all(
+            set(map(id, chosen)) <= set(map(id, mixture.experts.values()))
+            for chosen, mixture in zip(selection.experts, self.mixtures, strict=False)
+        )
+
     def _resolve(self, names: RowNames) -> Selection:
-        device = self.base_model.device  # type: ignore[attr-defined]
+        # The version first: if an expert comes or goes from here on, the selection is of the former state.
+        version, device = self.experts_version, self.base_model.device  # type: ignore[attr-defined]
         experts = [mixture.experts for mixture in self.mixtures]
-        return select(experts, self.expert_names, names, device, self.experts_version)
+        try:
+            return select(experts, self.expert_names, names, device, version)
+        except ValueError as error:
+            raise ExpertsChangedError(["+".join(row) for row in names]) from error
 
     @property
     def experts_version(self) -> str:
@@ -171,14 +192,26 @@ class ExpertSets:
         Raises:
             ExpertsChangedError: If an expert has come or gone since, or the selection is another model's.
         """
-        if selection.version != self.experts_version:
+        if selection.version != self.experts_version or self.experts_version == _CHANGING:
             raise ExpertsChangedError(["+".join(row) for row in selection.names])
 
     def _experts_in_memory_changed(self, active: Iterable[str]) -> None:
         """Forget what was resolved and hashed of other experts, and put a set in force."""
         backbone = self.base_model  # type: ignore[attr-defined]
-        backbone._selections, backbone._hashes, backbone._experts_version = {}, {}, uuid.uuid4().hex
+        backbone._experts_version = uuid.uuid4().hex
+        backbone._selections, backbone._hashes = {}, {}
         self.set_active_experts(list(active))
+
+    @contextmanager
+    def _changing_experts(self) -> Iterator[None]:
+        """Refuse every call while layers are changed one after the other."""
+        backbone, before = self.base_model, self.active_experts  # type: ignore[attr-defined]
+        backbone._experts_version = _CHANGING
+        try:
+            yield
+        finally:
+            still = [name for name in before if name in self.expert_names]
+            self._experts_in_memory_changed(still or self.expert_names)
 
     def pack_experts(self) -> None:
         """Hold the experts of each layer as 3-D tensors whose slices are the linear weights, for grouped kernels.
@@ -194,3 +227,7 @@ class ExpertSets:
 
     def _active_experts_changed(self) -> None:
         """Let a head follow the number of active experts."""
+
+
+def _refuse_row_count(given: int, batch: int) -> None:
+    raise ExpertRowsError(f"{given} sets of experts for {batch} rows", "give one set per row, or one for all")

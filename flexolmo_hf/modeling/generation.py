@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError
@@ -41,11 +42,13 @@ class SetsInGeneration(ExpertSets):
             FlexOlmoError: As `forward` does.
             ConfigurationError: If continuous batching is asked to serve a set of its own.
         """
-        if kwargs.get("cache_implementation") == "paged" and active_experts is not None:
-            self._refuse_continuous_batching()
+        if kwargs.get("cache_implementation") == "paged":
+            if active_experts is not None:
+                self._refuse_continuous_batching()
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         given = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
         selection = self.select_experts(active_experts, None if given is None else given.shape[0])
-        # The first forward of a generation is never compiled and checks the cache; the compiled ones after it need not.
+        # The cache is compared with it before the first forward; the compiled ones after it need not.
         selection = replace(selection, checked=True)
         return super().generate(inputs, *args, active_experts=selection, **kwargs)  # type: ignore[misc]
 
@@ -65,6 +68,15 @@ class SetsInGeneration(ExpertSets):
             "Continuous batching shares one paged cache among requests, so it serves the set in force only.",
             "Choose the set with model.use_experts(...) around the call, or use another cache_implementation.",
         )
+
+    def _prefill(
+        self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        # Here, where rows are already expanded: what follows may be compiled, which cannot look at a cache.
+        cache, selection = model_kwargs.get("past_key_values"), model_kwargs.get("active_experts")
+        if cache is not None and isinstance(selection, Selection):
+            self.base_model._check_cache(cache, selection)  # type: ignore[attr-defined]
+        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
         # Beams and returned sequences of a prompt are neighbouring rows, and all have the prompt's set.
@@ -86,8 +98,13 @@ class SetsInGeneration(ExpertSets):
         assistant = kwargs.get("assistant_model")
         model_kwargs = dict(model_kwargs)
         selection = model_kwargs.pop("active_experts", None)
-        if isinstance(assistant, ExpertSets) and isinstance(selection, Selection):
-            model_kwargs["active_experts"] = _shared_with(assistant, selection)
+        # With an early exit the model drafts for itself; an assistant may be wrapped, by an adapter for example.
+        early = kwargs["generation_config"].assistant_early_exit is not None
+        modules = assistant.modules() if isinstance(assistant, nn.Module) else ()
+        drafting = self if early else next((m for m in modules if isinstance(m, SetsInGeneration)), None)
+        if drafting is not None and isinstance(selection, Selection):
+            # Names, not the selection: upstream copies the keywords, and would copy the experts with it.
+            model_kwargs["active_experts"] = _shared_with(drafting, selection)
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)  # type: ignore[misc]
 
 

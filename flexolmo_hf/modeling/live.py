@@ -22,6 +22,7 @@ from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.download import fetch_part
 from flexolmo_hf.modeling.files.locate import looks_like_a_repository, named_errors
 from flexolmo_hf.modeling.files.needed_files import read_weight_map, weight_files
+from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import parse_expert_set
 
 
@@ -117,10 +118,11 @@ class LiveExperts(ExpertSets):
             raise EmptyExpertSetError(remaining or everything)
         self._refuse_while_training()
         index = str(self.expert_indices[at])
-        for mixture in self.mixtures:
-            del mixture.experts[index]
-            mixture.gate.remove_row(at)
-            mixture.repack()
+        with self._changing_experts():
+            for mixture in self.mixtures:
+                del mixture.experts[index]
+                mixture.gate.remove_row(at)
+                mixture.repack()
         self._forgotten = {*getattr(self, "_forgotten", ()), name}
         self._experts_in_memory_changed(still_active)
 
@@ -166,24 +168,30 @@ class LiveExperts(ExpertSets):
         """
         self._refuse_special_weights()
         everything, active = self.expert_names, self.active_experts
-        index = self._index_for(name)
-        at = sum(other < index for other in self.expert_indices)
-        if any(part.bias is not None for part in parts):
-            self._give_biases()
-        for mixture, part in zip(self.mixtures, parts, strict=True):
-            like = mixture.gate.weight
-            with torch.device("meta"):
-                expert = FlexOlmoExpert(self.config)
-            state = {key: tensor.to(like.device, like.dtype) for key, tensor in part.matrices.items()}
-            expert.load_state_dict(state, assign=True)
-            experts = {**dict(mixture.experts.items()), str(index): expert.train(mixture.training)}
-            mixture.experts = nn.ModuleDict({key: experts[key] for key in sorted(experts, key=int)})
-            mixture.gate.insert_row(at, part.row, part.bias)
-            mixture.repack()
+        # Whatever can fail, does so before anything is changed.
+        experts = [self._expert_of(part, mixture) for mixture, part in zip(self.mixtures, parts, strict=True)]
+        with self._changing_experts():
+            index = self._index_for(name)
+            at = sum(other < index for other in self.expert_indices)
+            if any(part.bias is not None for part in parts):
+                self._give_biases()
+            for mixture, expert, part in zip(self.mixtures, experts, parts, strict=True):
+                present: dict[str, nn.Module] = {**dict(mixture.experts.items()), str(index): expert}
+                mixture.experts = nn.ModuleDict({key: present[key] for key in sorted(present, key=int)})
+                mixture.gate.insert_row(at, part.row, part.bias)
+                mixture.repack()
         if name in getattr(self, "_forgotten", ()):
             # The name may now mean other weights: caches filled before must not be continued.
             self.base_model.identity = uuid.uuid4().hex  # type: ignore[attr-defined]
         self._experts_in_memory_changed(self.expert_names if active == everything else active)
+
+    def _expert_of(self, part: LayerParts, mixture: FlexOlmoMixture) -> FlexOlmoExpert:
+        with torch.device("meta"):
+            expert = FlexOlmoExpert(self.config)
+        like = mixture.gate.weight
+        state = {key: tensor.to(like.device, like.dtype) for key, tensor in part.matrices.items()}
+        expert.load_state_dict(state, assign=True)
+        return expert.train(mixture.training)
 
     def _index_for(self, name: str) -> int:
         config = self.config
@@ -231,7 +239,7 @@ def _read_expert(folder: Path, name: str, index: int, config: FlexOlmoConfig, va
         matrices = {key: read(f"{at}.experts.{index}.{key}") for key in MATRICES}
         if wrong := [key for key, tensor in matrices.items() if tuple(tensor.shape) != shapes[key]]:
             raise IncompleteCheckpointError([], [f"{at}.experts.{index}.{key}" for key in wrong])
-        bias = read(f"{at}.gate.bias")[index : index + 1].clone() if config.router_bias else None
+        bias = read(f"{at}.gate.bias")[index : index + 1].clone() if stored.router_bias else None
         layers.append(LayerParts(matrices, read(f"{at}.gate.weight")[index].clone(), bias))
     return layers
 

@@ -62,7 +62,8 @@ class FlexOlmoMixture(nn.Module):
         _, probs_BTA = self.gate(hidden_BTH, selection)
         widest = len(experts) if selection is None else selection.widest
         per_token = min(self.config.num_experts_per_tok, widest)
-        method = self._method(per_token == widest, experts)
+        per_row = selection is not None and selection.per_row
+        method = self._method(per_token == widest, experts, per_row=per_row)
         if per_token == widest and method == DENSE:
             # Every token uses all its experts: no choice, hence no sort, no gather and no wait for the device.
             return self._dense(hidden_BTH, probs_BTA.to(hidden_BTH.dtype), experts, selection)
@@ -81,7 +82,7 @@ class FlexOlmoMixture(nn.Module):
             return _one_by_one(tokens_NH, chosen_NK, weights_NK, experts).view_as(hidden_BTH)
         return self._packed_kernel(method, tokens_NH, chosen_NK, weights_NK, selection).view_as(hidden_BTH)
 
-    def _method(self, all_used: bool, experts: Sequence[nn.Module]) -> str:
+    def _method(self, all_used: bool, experts: Sequence[nn.Module], *, per_row: bool) -> str:
         """Choose how to run the experts: see docs/modeling/running_experts.md."""
         wanted = self.config._experts_implementation or AUTO
         compiling = torch.compiler.is_compiling()
@@ -98,9 +99,13 @@ class FlexOlmoMixture(nn.Module):
         if learning:
             return EAGER
         kernel = GROUPED if wanted == AUTO else wanted
+        if per_row and kernel != GROUPED:
+            # Only this kernel skips empty slots. Others compute some expert there and multiply by zero.
+            return DENSE if compiling else EAGER
         if compiling:
             # Packing moves memory, which a compiled forward cannot; without it, all experts run on all tokens.
-            return kernel if self.packed is not None else DENSE
+            fits = self.packed is not None and can_pack(list(self.experts.values()))
+            return kernel if fits else DENSE
         if self.packed is None or not self.packed.holds(list(self.experts.values())):
             if not can_pack(list(self.experts.values())):
                 return EAGER
@@ -163,6 +168,11 @@ class FlexOlmoMixture(nn.Module):
                 "Pack before adding adapters; quantised and offloaded experts run unpacked.",
             )
         self.packed = PackedExperts(experts, self.config)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # `assign=True` gives the parameters other memory, and comes to the experts after this: pack when next run.
+        self.packed = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def repack(self) -> None:
         """Follow experts that have come or gone, if they are packed."""

@@ -1,7 +1,7 @@
 """What an expert may be called, and how a set of experts is written down."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flexolmo_hf.errors import (
@@ -68,7 +68,7 @@ def parse_expert_set(value: str | Iterable[str] | None, known: Sequence[str]) ->
         return list(known)
     if isinstance(value, str):
         value = value.split("+")
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise ExpertTypeError(value, known)
     names = list(value)
     for name in names:

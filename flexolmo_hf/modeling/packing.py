@@ -35,6 +35,11 @@ class PackedExperts:
 
     def __init__(self, experts: Sequence[Any], config: Any):
         """Copy the experts' weights into two tensors and make the linear weights views of them, one by one."""
+        with torch.inference_mode(False), torch.no_grad():
+            # Whoever packs first may be in inference mode; the weights are to remain trainable.
+            self._move(experts, config)
+
+    def _move(self, experts: Sequence[Any], config: Any) -> None:
         first = experts[0]
         inner, hidden = first.gate_proj.weight.shape
         self.num_experts = len(experts)

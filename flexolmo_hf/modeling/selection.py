@@ -6,7 +6,7 @@ that a compiled forward takes both as inputs: another set of the same size needs
 Shape letters: B batch rows, E experts in memory, A experts of one set.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ class Selection:
         checked: Whether the cache of this call has been compared with the set before, as `generate` does at its start.
         widest: The size of the largest set.
         narrowest: The size of the smallest set.
+        rows_given: How many sets there are.
     """
 
     names: RowNames
@@ -68,6 +69,7 @@ class Selection:
     checked: bool = False
     widest: int = field(init=False)
     narrowest: int = field(init=False)
+    rows_given: int = field(init=False)
 
     @property
     def per_row(self) -> bool:
@@ -77,7 +79,7 @@ class Selection:
     def __post_init__(self) -> None:
         """Measure the sets once: names that are read in a compiled forward would be compiled in."""
         sizes = [len(names) for names in self.names]
-        self.widest, self.narrowest = max(sizes), min(sizes)
+        self.widest, self.narrowest, self.rows_given = max(sizes), min(sizes), len(sizes)
 
     def to(self, device: torch.device) -> "Selection":
         """Return this selection with its tensors on a device; itself if they are there."""
@@ -159,13 +161,15 @@ def read_rows(value: Any, known: Sequence[str]) -> list[Any] | None:
     """
     if isinstance(value, torch.Tensor):
         return _rows_of_mask(value, known)
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, Mapping):
+        raise ExpertTypeError(value, known)
+    if isinstance(value, str) or not isinstance(value, Collection):
         return None
     entries = list(value)
     if not any(entry is None or (isinstance(entry, Iterable) and not isinstance(entry, str)) for entry in entries):
         return None
     for entry in entries:
-        if entry is not None and (isinstance(entry, str) or not isinstance(entry, Iterable)):
+        if entry is not None and (isinstance(entry, str | Mapping) or not isinstance(entry, Iterable)):
             raise ExpertTypeError(entry, known)
     return entries
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.hashing import hash_tensor
 from flexolmo_hf.modeling.selection import RowNames
@@ -42,15 +43,22 @@ class ExpertSetKeys(ExpertSets):
 
         Args:
             active_experts: As in `forward`.
-            refresh: Read everything again. Needed after weights were written through ``.data``, which torch does not
-                count as a change.
+            refresh: Read everything again. Writes through ``.data`` are no change to torch; most of them are noticed by
+                a sample of each tensor, but not one that leaves the sample as it was.
 
         Returns:
             32 hexadecimal digits; where a set per row is given, one key for each row.
 
         Raises:
             FlexOlmoError: As `forward` does for a set that is none of this model's.
+            ConfigurationError: If the model has adapters.
         """
+        modules = self.base_model.modules()  # type: ignore[attr-defined]
+        if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in modules):
+            raise ConfigurationError(
+                "This model has adapters, which can be switched and scaled without leaving a trace in the weights.",
+                "Merge the adapter first (merge_and_unload), or keep no prefixes for it.",
+            )
         if refresh:
             self.base_model._hashes = {}  # type: ignore[attr-defined]
         names: RowNames = self.select_experts(active_experts).names
@@ -80,10 +88,15 @@ class ExpertSetKeys(ExpertSets):
 
     def _hash(self, key: str, tensor: torch.Tensor) -> str:
         known = self.base_model._hashes  # type: ignore[attr-defined]
-        state = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape)
+        state = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, _sample(tensor))
         if key not in known or known[key][0] != state:
             known[key] = (state, hash_tensor(tensor))
         return str(known[key][1])
+
+
+def _sample(tensor: torch.Tensor) -> str:
+    flat = tensor.detach().reshape(-1)
+    return hash_tensor(flat[:: max(1, flat.numel() // 256)])
 
 
 def _is_set(row: Any) -> bool:

@@ -336,3 +336,67 @@ def test_a_checkpoint_that_changed_on_disk_is_noticed(place):
     with pytest.raises(IncompleteCheckpointError, match=r"layers\.1\.mlp\.experts\.2\.up_proj"):
         model.load_expert("code")
     assert model.expert_names == ["public"]
+
+
+def test_no_call_begins_or_ends_while_layers_change_one_after_the_other(place, input_ids):
+    model = load(place / "both")
+    model.set_active_experts(["math", "code"])
+    mixture = model.mixtures[0]
+    original, seen = mixture.repack, []
+
+    def meanwhile():
+        original()
+        with pytest.raises(ExpertsChangedError):
+            model(input_ids)
+        seen.append(1)
+
+    mixture.repack = meanwhile
+    model.remove_expert("public")
+    del mixture.repack
+    assert seen
+    assert model(input_ids).logits.isfinite().all()
+
+
+def test_a_package_that_cannot_be_inserted_changes_nothing(place, input_ids, monkeypatch):
+    model = load(place / "math")
+    before = logits(model, input_ids)
+
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("flexolmo_hf.modeling.live.FlexOlmoExpert", fail)
+    with pytest.raises(MemoryError):
+        model.add_expert(place / "package-code")
+    assert model.config.expert_names == ["public", "math"]
+    assert torch.equal(logits(model, input_ids), before)
+
+
+def test_an_added_expert_comes_back_from_its_folder_wherever_the_process_stands(
+    place, tmp_path, monkeypatch, input_ids
+):
+    monkeypatch.chdir(place)
+    model = load(place / "math")
+    model.add_expert("package-code")
+    want = logits(model, input_ids)
+    model.remove_expert("code")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model.load_expert("code")
+    assert torch.equal(logits(model, input_ids), want)
+
+
+def test_an_expert_without_bias_is_loaded_beside_one_that_brought_its_own(tmp_path, input_ids):
+    owners = consortium(tmp_path, router_bias=("code",))
+    merge_experts(owners.anchor, {"math": owners.packages["math"]}, tmp_path / "one")
+    model = load(tmp_path / "one", "public")
+    model.add_expert(owners.packages["code"])
+    model.load_expert("math")
+    assert model.expert_names == ["public", "math", "code"]
+    assert all(mixture.gate.bias[1] == 0 for mixture in model.mixtures)
+
+
+def test_an_expert_removed_inside_a_with_block_does_not_come_back(place):
+    model = load(place / "both")
+    with model.use_experts("public"):
+        model.remove_expert("code")
+    assert model.active_experts == ["public", "math"]

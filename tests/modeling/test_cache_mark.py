@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache, StaticCache
+from transformers import AutoModelForCausalLM, CompileConfig, DynamicCache, QuantizedCache, StaticCache
 
 from flexolmo_hf.errors import CacheExpertSetError, ForeignCacheError
 from tests.conftest import TINY, stock_model
@@ -197,3 +197,51 @@ def test_offloaded_caches_keep_the_mark(kind):
     out = model.generate(ids, active_experts=ROWS, cache_implementation=kind, **options)
     with pytest.raises(CacheExpertSetError):
         model.generate(out.sequences, past_key_values=out.past_key_values, active_experts=["public"], **options)
+
+
+@torch.no_grad()
+def test_the_mark_follows_the_rows_of_a_cache_that_was_pickled(input_ids):
+    model, cache = named_model(), DynamicCache()
+    model(input_ids, past_key_values=cache, active_experts=ROWS)
+    twin = pickle.loads(pickle.dumps(cache))
+    twin.reorder_cache(torch.tensor([2, 0, 1]))
+    with pytest.raises(CacheExpertSetError):
+        model(input_ids[:, :1], past_key_values=twin, active_experts=ROWS)
+    model(input_ids[:, :1], past_key_values=twin, active_experts=[ROWS[2], ROWS[0], ROWS[1]])
+
+
+@torch.no_grad()
+def test_a_shallow_copy_that_shares_its_layers_is_not_trusted(input_ids):
+    model, cache = named_model(), DynamicCache()
+    model(input_ids, past_key_values=cache, active_experts=ROWS)
+    with pytest.raises(ForeignCacheError):
+        model(input_ids[:, :1], past_key_values=copy.copy(cache), active_experts=ROWS)
+
+
+@KINDS
+@torch.no_grad()
+def test_a_call_that_died_on_its_way_leaves_a_cache_that_is_not_empty(input_ids, make):
+    model = named_model()
+    cache = make(model)
+
+    def die(*_):
+        raise MemoryError
+
+    handle = model.model.layers[1].mlp.register_forward_pre_hook(die)
+    with pytest.raises(MemoryError):
+        model(input_ids[:, :1], past_key_values=cache, active_experts=["public", "math"])
+    handle.remove()
+    with pytest.raises(CacheExpertSetError):
+        model(input_ids[:, :1], past_key_values=cache, active_experts=["public"])
+
+
+def test_a_compiled_prefill_checks_the_cache_too(input_ids):
+    model = named_model()
+    cache = static_cache(model)
+    model(input_ids[:1], past_key_values=cache, active_experts=["public", "math"])
+    compiling = CompileConfig(backend="eager", fullgraph=False, mode=None)
+    compiling._compile_all_devices = True
+    options = {"prefill_chunk_size": 4, "compile_config": compiling, "max_new_tokens": 2, "do_sample": False}
+    longer = torch.cat([input_ids[:1], input_ids[1:2, :4]], dim=1)
+    with pytest.raises(CacheExpertSetError):
+        model.generate(longer, past_key_values=cache, active_experts=["public"], **options)

@@ -273,3 +273,35 @@ def test_a_gpu_packs_by_itself_and_agrees_with_the_cpu(input_ids, dtype):
         else:
             assert ((found - logits).norm(dim=-1) / logits.norm(dim=-1)).median() < 0.03
     assert all(mixture.packed is not None for mixture in model.mixtures)
+
+
+@torch.no_grad()
+def test_a_compiled_forward_never_uses_packed_experts_that_are_out_of_date(input_ids):
+    model = named_model(1)
+    model.set_experts_implementation("grouped_mm")
+    model.pack_experts()
+    model.load_state_dict({k: v * (2 if ".experts." in k else 1) for k, v in model.state_dict().items()}, assign=True)
+    found = torch.compile(model, backend="eager")(input_ids, use_cache=False).logits
+    torch.testing.assert_close(found, model(input_ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_added_to_packed_experts_is_not_passed_over(input_ids):
+    peft = pytest.importorskip("peft")
+    model = named_model(1)
+    model.set_experts_implementation("grouped_mm")
+    model.pack_experts()
+    config = peft.LoraConfig(target_modules=r".*experts\.1\.up_proj", init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        want = adapted(input_ids=input_ids, use_cache=False).logits
+        found = torch.compile(adapted, backend="eager")(input_ids=input_ids, use_cache=False).logits
+    torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
+
+
+def test_experts_packed_in_inference_mode_can_still_be_trained(input_ids):
+    model = named_model(2)
+    model.set_experts_implementation("grouped_mm")
+    with torch.inference_mode():
+        model(input_ids)
+    model(input_ids, labels=input_ids).loss.backward()
+    assert model.expert_modules("public")[0].up_proj.weight.grad is not None
