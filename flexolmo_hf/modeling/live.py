@@ -12,7 +12,6 @@ from torch import nn
 
 from flexolmo_hf.errors import (
     ConfigurationError,
-    DuplicateExpertError,
     EmptyExpertSetError,
     IncompleteCheckpointError,
 )
@@ -107,15 +106,20 @@ class LiveExperts(ExpertSets):
 
         Raises:
             UnknownExpertError, ExpertNotLoadedError: If there is none of that name in memory.
-            EmptyExpertSetError: If no expert would remain, or none of the set in force.
-            ConfigurationError: If one of its experts is being trained.
+            EmptyExpertSetError: If no expert would remain.
+            ConfigurationError: If none of the set in force would remain, or one of its experts is being trained.
         """
         at = self.expert_position(name)
         everything, active = self.expert_names, self.active_experts
         remaining = [other for other in everything if other != name]
         still_active = remaining if active == everything else [other for other in active if other != name]
+        if not remaining:
+            raise EmptyExpertSetError(everything)
         if not still_active:
-            raise EmptyExpertSetError(remaining or everything)
+            raise ConfigurationError(
+                f"Without {name!r}, no expert of the set in force ({active}) would remain.",
+                "Choose another set first: model.set_active_experts([...]).",
+            )
         self._refuse_while_training()
         index = str(self.expert_indices[at])
         with self._changing_experts():
@@ -137,13 +141,15 @@ class LiveExperts(ExpertSets):
 
         Raises:
             UnknownExpertError: If the checkpoint has no such expert.
-            DuplicateExpertError: If it is in memory already.
-            ConfigurationError: If it is not known where it lies, or the model is quantised, offloaded or in training.
+            ConfigurationError: If it is in memory already, it is not known where it lies, or the model is quantised,
+                offloaded or in training.
             IncompleteCheckpointError, DamagedFileError, CheckpointNotFoundError: If it cannot be read there.
         """
         (name,) = parse_expert_set([name], self.config.expert_names)
         if name in self.expert_names:
-            raise DuplicateExpertError(name, self.expert_names)
+            raise ConfigurationError(
+                f"Expert {name!r} is in memory already.", "set_active_experts puts it in force; a call can name it too."
+            )
         home = getattr(self, "_homes", {}).get(name)
         if home is not None:
             self.add_expert(home, name)

@@ -267,4 +267,4 @@ class FlexOlmoForCausalLM(
         return upcycle(dense, model_class=cls, **options)
 
 
-_BACKBONE_ARGUMENTS = known_arguments(upstream.FlexOlmoModel.forward)
+_BACKBONE_ARGUMENTS = known_arguments(upstream.FlexOlmoModel.forward) | {"active_experts"}

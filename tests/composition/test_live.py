@@ -315,10 +315,14 @@ def test_a_selection_belongs_to_one_state_of_one_model(place, input_ids):
         (lambda m, p: m.add_expert(p / "code"), NotAPackageError, "code"),
         (lambda m, p: m.remove_expert("code"), UnknownExpertError, "code"),
         (lambda m, p: m.remove_expert("mat"), UnknownExpertError, "Did you mean 'math'"),
-        (lambda m, p: m.load_expert("math"), DuplicateExpertError, "math"),
+        (lambda m, p: m.load_expert("math"), ConfigurationError, "in memory already"),
         (lambda m, p: m.load_expert("code"), UnknownExpertError, "code"),
         (lambda m, p: [m.remove_expert(n) for n in ("public", "math")], EmptyExpertSetError, "empty"),
-        (lambda m, p: m.set_active_experts(["math"]) or m.remove_expert("math"), EmptyExpertSetError, "empty"),
+        (
+            lambda m, p: m.set_active_experts(["math"]) or m.remove_expert("math"),
+            ConfigurationError,
+            "another set first",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_changes_nothing(place, input_ids, act, kind, says):

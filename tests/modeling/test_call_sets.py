@@ -82,7 +82,8 @@ def test_a_row_never_feels_an_expert_of_another_row(per_token, way, bias):
     model, batch = named_model(per_token, router_bias=bias), prompts()
     model.set_experts_implementation(way)
     clean = model(**batch, active_experts=SETS).logits
-    poison(model, ["math", "news"])
+    # Everything the first row may not use: an empty slot must not be filled with any of it.
+    poison(model, ["math", "code", "news"])
     poisoned = model(**batch, active_experts=SETS).logits
 
     # Where tokens choose, a poisoned row chooses otherwise and shares other products, so the last bit may move.
@@ -453,3 +454,8 @@ def test_a_module_that_takes_the_place_of_an_expert_is_the_one_that_is_computed(
     torch.testing.assert_close(model(input_ids).logits, before)
     torch.testing.assert_close(model(input_ids, active_experts=["public", "math"]).logits, before)
     assert len(calls) == 4
+
+
+def test_a_misspelt_keyword_is_answered_with_the_right_one(input_ids):
+    with pytest.raises(TypeError, match="Did you mean 'active_experts'"):
+        named_model()(input_ids, active_expert=["public"])
