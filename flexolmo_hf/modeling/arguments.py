@@ -15,6 +15,18 @@ _PASSED_BY_HOSTS = {
     "shift_labels",
     "ignore_index",
     "cache_position",
+    # Continuous batching.
+    "block_table",
+    "cache",
+    "cu_seq_lens_k",
+    "cu_seq_lens_q",
+    "is_causal",
+    "logits_indices",
+    "logits_processor_args",
+    "max_length_k",
+    "max_length_q",
+    "read_index",
+    "write_index",
 }
 
 

@@ -56,16 +56,18 @@ class SetsInGeneration(ExpertSets):
         """Generate with continuous batching as upstream does, with the set in force.
 
         Raises:
-            ConfigurationError: If a set is given: requests of all sets would share one paged cache.
+            ConfigurationError: If a set is given, or the manager shall outlive the call: requests of all sets would
+                share one paged cache.
         """
-        if active_experts is not None:
+        if active_experts is not None or kwargs.get("persistent_manager"):
             self._refuse_continuous_batching()
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
 
     @staticmethod
     def _refuse_continuous_batching() -> None:
         raise ConfigurationError(
-            "Continuous batching shares one paged cache among requests, so it serves the set in force only.",
+            "Continuous batching shares one paged cache among requests, so it serves the set in force only, and no "
+            "longer than a call.",
             "Choose the set with model.use_experts(...) around the call, or use another cache_implementation.",
         )
 

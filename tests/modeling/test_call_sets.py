@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, StaticCache, pipeline
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, StaticCache, pipeline
 
 from flexolmo_hf import FlexOlmoForCausalLM
 from flexolmo_hf.errors import (
@@ -17,6 +17,7 @@ from flexolmo_hf.errors import (
     ExpertTypeError,
     UnknownExpertError,
 )
+from flexolmo_hf.modeling.arguments import known_arguments, refuse_unknown
 from tests.conftest import TINY, dense_model
 from tests.modeling.test_expert_sets import NAMES, named_model, poison
 
@@ -377,6 +378,28 @@ def test_continuous_batching_serves_no_set_of_its_own(input_ids):
         model.generate(input_ids, active_experts=["public"], cache_implementation="paged")
     with pytest.raises(ConfigurationError, match="set in force"):
         model.generate_batch(input_ids.tolist(), active_experts=["public"])
+    with pytest.raises(ConfigurationError, match="no longer than a call"):
+        model.generate_batch(input_ids.tolist(), persistent_manager=True)
+
+
+def test_what_continuous_batching_passes_is_known():
+    keywords = pytest.importorskip("transformers.generation.continuous_batching.input_outputs").PagedAttentionArgs
+    refuse_unknown(keywords.__annotations__, known_arguments(FlexOlmoForCausalLM.forward))
+
+
+@pytest.mark.slow
+def test_continuous_batching_serves_the_set_in_force():
+    model = named_model()
+    prompts = torch.randint(2, TINY["vocab_size"], (2, 9))
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1}
+    with model.use_experts("public", "math"):
+        want = model.generate(prompts, **options)
+        poison(model, ["code", "news"])
+        found = model.generate_batch(
+            prompts.tolist(), generation_config=GenerationConfig(**options), progress_bar=False
+        )
+    written = sorted(result.generated_tokens for result in found.values())
+    assert written == sorted(row.tolist() for row in want[:, 9:])
 
 
 def test_a_copy_of_a_model_keeps_its_set_and_its_own_experts(input_ids):
