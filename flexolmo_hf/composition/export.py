@@ -15,7 +15,7 @@ from transformers.models.flex_olmo import FlexOlmoConfig as StockConfig
 
 from flexolmo_hf.composition.folder import new_folder, refuse_nonempty
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
-from flexolmo_hf.errors import ConfigurationError, NonFiniteTensorError, NotFlexOlmoError
+from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert import MATRICES
 from flexolmo_hf.modeling.files.layout import write_weights
@@ -64,7 +64,7 @@ def export_checkpoint(
     tensors = {**_shared_tensors(reader, kept), **_expert_tensors(reader, kept)}
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with new_folder(output_dir, needed_bytes=size) as partial:
-        write_weights(partial, tensors, kept, max_shard_size, check=_refuse_non_finite)
+        write_weights(partial, tensors, kept, max_shard_size, whose="the checkpoint")
         stock_config(reader.config, kept).save_pretrained(partial)
         for file in non_weight_files(reader.folder):
             shutil.copyfile(file, partial / file.name)
@@ -133,8 +133,3 @@ def _expert_tensors(reader: CheckpointReader, kept: list[str]) -> dict[str, torc
             experts = f"model.layers.{layer}.mlp.experts"
             tensors |= {f"{experts}.{new}.{m}": reader.tensor(f"{experts}.{old}.{m}") for m in MATRICES}
     return tensors
-
-
-def _refuse_non_finite(key: str, tensor: torch.Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise NonFiniteTensorError(key, "the checkpoint")

@@ -39,11 +39,11 @@ def add_package(model: LiveExperts, package: Any, name: str | None = None) -> No
         copies = {key: tensor.clone() for key, tensor in matrices.items()} if own else matrices
         parts.append(LayerParts(copies, rows[layer], biases.get(layer)))
     model.insert_expert(name, parts)
-    homes = model.__dict__.setdefault("_homes", {})
-    homes.pop(name, None)
-    if not isinstance(package, ExpertPackage):
+    homes = {key: home for key, home in model._homes.items() if key != name}
+    if not own:
         # A folder once and for all: a relative one might later be taken for a repository of that name.
         homes[name] = os.path.abspath(package) if os.path.exists(package) else os.fspath(package)
+    model._homes = homes
 
 
 def _refuse_other_anchor(model: LiveExperts, name: str, package: ExpertPackage) -> None:

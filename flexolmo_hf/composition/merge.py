@@ -18,7 +18,7 @@ from flexolmo_hf.composition.fingerprint import AnchorFingerprint, fingerprint_a
 from flexolmo_hf.composition.folder import new_folder, refuse_nonempty
 from flexolmo_hf.composition.package import ExpertPackage
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
-from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, EmptyExpertSetError, NonFiniteTensorError
+from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, EmptyExpertSetError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert import MATRICES
 from flexolmo_hf.modeling.files.layout import write_weights
@@ -66,7 +66,7 @@ def merge_experts(
     Raises:
         AnchorMismatchError: If a package belongs to another anchor; names what differs.
         DuplicateExpertError, InvalidExpertNameError, EmptyExpertSetError: If a name is taken, unusable, or none is
-        given. NotAPackageError, DamagedFileError, NonFiniteTensorError: If a package or the anchor cannot be trusted.
+        given. NotAPackageError, DamagedFileError: If a package or the anchor cannot be trusted.
         OutputFolderNotEmptyError, NoSpaceError: If the output has no place.
     """
     refuse_nonempty(output_dir)
@@ -74,7 +74,7 @@ def merge_experts(
     tensors = {**_shared_tensors(parts), **_expert_tensors(parts)}
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with new_folder(output_dir, needed_bytes=size) as partial:
-        write_weights(partial, tensors, parts.config.expert_names, max_shard_size, check=_refuse_non_finite)
+        write_weights(partial, tensors, parts.config.expert_names, max_shard_size, whose="the anchor")
         parts.config.save_pretrained(partial)
         for file in non_weight_files(parts.anchor.folder):
             shutil.copyfile(file, partial / file.name)
@@ -168,8 +168,3 @@ def _expert_tensors(parts: _Parts) -> dict[str, torch.Tensor]:
                 tensor = parts.anchor.tensor(key) if package is None else package.tensors[f"layers.{layer}.{matrix}"]
                 tensors[key] = tensor
     return tensors
-
-
-def _refuse_non_finite(key: str, tensor: torch.Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise NonFiniteTensorError(key, "the anchor")

@@ -1,6 +1,5 @@
 """Read a checkpoint folder tensor by tensor, without building a model."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from flexolmo_hf.modeling.files.locate import (
     model_type_of,
     named_errors,
 )
+from flexolmo_hf.modeling.files.needed_files import read_weight_map
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 from flexolmo_hf.modeling.names import PUBLIC
 from flexolmo_hf.modeling.upcycling import anchor_config
@@ -157,15 +157,4 @@ def _weight_map(folder: Path) -> dict[str, str]:
         if not (folder / SINGLE_FILE).is_file():
             raise DamagedFileError(SINGLE_FILE, "it is missing, and so is an index of several files")
         return {}
-    try:
-        index = json.loads((folder / INDEX_FILE).read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFileError(INDEX_FILE, "it is not JSON") from error
-    listed = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(listed, dict) or not listed or any(not _is_plain_file(file) for file in listed.values()):
-        raise DamagedFileError(INDEX_FILE, "it does not say which file of this folder holds which tensor")
-    return listed
-
-
-def _is_plain_file(file: Any) -> bool:
-    return isinstance(file, str) and file == Path(file).name and file.endswith(".safetensors")
+    return read_weight_map(folder / INDEX_FILE)

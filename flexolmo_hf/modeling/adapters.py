@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.names import parse_expert_set
@@ -45,6 +47,13 @@ def expert_targets(model: ExpertSets, *names: str) -> str:
     chosen = parse_expert_set(names, model.config.expert_names)
     indices = "|".join(str(model.expert_indices[model.expert_position(name)]) for name in chosen)
     return rf"(?:.*\.)?layers\.\d+\.mlp\.experts\.(?:{indices})\.(?:gate|up|down)_proj"
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Tell whether PEFT has put anything into a model; without importing PEFT."""
+    homes = {"peft.tuners.tuners_utils": "BaseTunerLayer", "peft.utils.other": "AuxiliaryTrainingWrapper"}
+    kinds = tuple(getattr(sys.modules[home], kind) for home, kind in homes.items() if home in sys.modules)
+    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def keep_targets_as_written() -> None:
@@ -90,6 +99,7 @@ class _GuardWhenImported(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Find the one module, and see to it when it is executed."""
         if fullname != _CONVERSION:
             return None
         sys.meta_path.remove(self)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flexolmo_hf.errors import EmptyExpertSetError, ExpertNotLoadedError, ExpertRowsError, ExpertsChangedError
+from flexolmo_hf.errors import ExpertNotLoadedError, ExpertRowsError, ExpertsChangedError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import parse_expert_set
@@ -108,8 +108,8 @@ class ExpertSets:
         try:
             yield self
         finally:
-            # One of them may have been removed inside the block.
-            self.set_active_experts([name for name in before if name in self.expert_names] or None)
+            # Some may have been removed inside the block. If all were, the block's set stays: never all experts.
+            self.set_active_experts([name for name in before if name in self.expert_names] or self.active_experts)
 
     def select_experts(self, active_experts: Any, batch: int | None = None) -> Selection:
         """Resolve what a call gives as ``active_experts``.
@@ -146,8 +146,6 @@ class ExpertSets:
 
     def _loaded_set(self, names: Any) -> tuple[str, ...]:
         chosen = tuple(parse_expert_set(names, self.config.expert_names))
-        if not chosen:
-            raise EmptyExpertSetError(self.expert_names)
         loaded = self.expert_names
         for name in chosen:
             if name not in loaded:
@@ -210,8 +208,7 @@ class ExpertSets:
         try:
             yield
         finally:
-            still = [name for name in before if name in self.expert_names]
-            self._experts_in_memory_changed(still or self.expert_names)
+            self._experts_in_memory_changed([name for name in before if name in self.expert_names])
 
     def pack_experts(self) -> None:
         """Hold the experts of each layer as 3-D tensors whose slices are the linear weights, for grouped kernels.

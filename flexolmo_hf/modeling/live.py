@@ -1,9 +1,10 @@
 """Experts that come and go while a model runs, each at the cost of one expert: nothing else is built or read again."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -77,6 +78,9 @@ class LiveExperts(ExpertSets):
 
     #: Where the model came from; None for one that was not loaded.
     source: CheckpointSource | None = None
+    #: Where experts that were added lie, by name, and the names that were removed. Replaced, never changed in place.
+    _homes: Mapping[str, str] = MappingProxyType({})
+    _forgotten: frozenset[str] = frozenset()
     #: Checks a package and inserts its expert. Packages are the business of another room, which knows this one and not
     #: the other way round: registration brings the two together.
     package_adder: Callable[["LiveExperts", Any, str | None], None]
@@ -127,7 +131,7 @@ class LiveExperts(ExpertSets):
                 del mixture.experts[index]
                 mixture.gate.remove_row(at)
                 mixture.repack()
-        self._forgotten = {*getattr(self, "_forgotten", ()), name}
+        self._forgotten |= {name}
         self._experts_in_memory_changed(still_active)
 
     def load_expert(self, name: str, *, token: str | None = None) -> None:
@@ -150,7 +154,7 @@ class LiveExperts(ExpertSets):
             raise ConfigurationError(
                 f"Expert {name!r} is in memory already.", "set_active_experts puts it in force; a call can name it too."
             )
-        home = getattr(self, "_homes", {}).get(name)
+        home = self._homes.get(name)
         if home is not None:
             self.add_expert(home, name)
             return
@@ -186,7 +190,7 @@ class LiveExperts(ExpertSets):
                 mixture.experts = nn.ModuleDict({key: present[key] for key in sorted(present, key=int)})
                 mixture.gate.insert_row(at, part.row, part.bias)
                 mixture.repack()
-        if name in getattr(self, "_forgotten", ()):
+        if name in self._forgotten:
             # The name may now mean other weights: caches filled before must not be continued.
             self.base_model.identity = uuid.uuid4().hex  # type: ignore[attr-defined]
         self._experts_in_memory_changed(self.expert_names if active == everything else active)

@@ -128,7 +128,7 @@ class FlexOlmoMixture(nn.Module):
             weight = weights_BTA[..., column : column + 1]
             rows = None
             if selection is not None and selection.per_row:
-                if not selection.used[column]:
+                if not selection.counts[column]:
                     continue
                 rows = selection.rows[column]
             if rows is None:

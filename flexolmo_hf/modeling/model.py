@@ -104,8 +104,8 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
         return outputs
 
     def _check_cache(self, cache: Any, selection: Selection) -> None:
-        head_dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
-        shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, head_dim)
+        attention: Any = self.layers[0].self_attn
+        shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, attention.head_dim)
         check_cache(cache, self.identity, selection.names, shape)
 
     def _mark_new_cache(self, outputs: Any, selection: Selection) -> None:

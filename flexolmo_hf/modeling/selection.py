@@ -7,7 +7,7 @@ Shape letters: B batch rows, E experts in memory, A experts of one set.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,6 @@ class Selection:
             and where rows differ.
         groups: Where rows differ: the rows by set. Empty for one set.
         rows: Where rows differ: which rows use each expert in memory, ``(n,)``; None if all do, or none does.
-        used: Where rows differ: whether any row uses each expert in memory.
         allowed: Where rows differ: whether row b may use expert e, ``(B, E)`` bool.
         pair_rows: Where rows differ: the row of each pair of a row and an expert it may use, expert by expert.
         pair_columns: The expert of each pair.
@@ -60,7 +59,6 @@ class Selection:
     positions: torch.Tensor | None = None
     groups: list[RowGroup] = field(default_factory=list)
     rows: list[torch.Tensor | None] = field(default_factory=list)
-    used: list[bool] = field(default_factory=list)
     allowed: torch.Tensor | None = None
     pair_rows: torch.Tensor | None = None
     pair_columns: torch.Tensor | None = None
@@ -86,20 +84,19 @@ class Selection:
         probe = self.allowed if self.allowed is not None else self.positions
         if probe is None or probe.device == device:
             return self
-        return Selection(
-            names=self.names,
-            experts=self.experts,
-            positions=None if self.positions is None else self.positions.to(device),
+        return replace(
+            self,
+            positions=_moved(self.positions, device),
             groups=[RowGroup(group.rows.to(device), group.positions.to(device)) for group in self.groups],
-            rows=[None if rows is None else rows.to(device) for rows in self.rows],
-            used=self.used,
-            allowed=None if self.allowed is None else self.allowed.to(device),
-            pair_rows=None if self.pair_rows is None else self.pair_rows.to(device),
-            pair_columns=None if self.pair_columns is None else self.pair_columns.to(device),
-            counts=self.counts,
-            version=self.version,
-            checked=self.checked,
+            rows=[_moved(rows, device) for rows in self.rows],
+            allowed=_moved(self.allowed, device),
+            pair_rows=_moved(self.pair_rows, device),
+            pair_columns=_moved(self.pair_columns, device),
         )
+
+
+def _moved(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
 
 def select(
@@ -135,7 +132,6 @@ def select(
         experts=[list(experts.values()) for experts in layers],
         groups=groups,
         rows=[torch.tensor(rows, device=device) if 0 < len(rows) < len(names) else None for rows in users],
-        used=[bool(rows) for rows in users],
         allowed=allowed.to(device),
         pair_rows=torch.tensor([row for rows in users for row in rows], device=device),
         pair_columns=torch.tensor([column for column, rows in enumerate(users) for _ in rows], device=device),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.modeling.adapters import has_adapters
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.hashing import hash_tensor
 from flexolmo_hf.modeling.selection import RowNames
@@ -53,8 +54,7 @@ class ExpertSetKeys(ExpertSets):
             FlexOlmoError: As `forward` does for a set that is none of this model's.
             ConfigurationError: If the model has adapters.
         """
-        modules = self.base_model.modules()  # type: ignore[attr-defined]
-        if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in modules):
+        if has_adapters(self.base_model):  # type: ignore[attr-defined]
             raise ConfigurationError(
                 "This model has adapters, which can be switched and scaled without leaving a trace in the weights.",
                 "Merge the adapter first (merge_and_unload), or keep no prefixes for it.",

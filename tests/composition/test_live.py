@@ -404,3 +404,11 @@ def test_an_expert_removed_inside_a_with_block_does_not_come_back(place):
     with model.use_experts("public"):
         model.remove_expert("code")
     assert model.active_experts == ["public", "math"]
+
+
+def test_a_set_of_which_nothing_is_left_does_not_become_all_experts(place):
+    model = load(place / "both")
+    model.set_active_experts(["math"])
+    with model.use_experts("code"):
+        model.remove_expert("math")
+    assert model.active_experts == ["code"]

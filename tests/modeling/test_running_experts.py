@@ -305,3 +305,18 @@ def test_experts_packed_in_inference_mode_can_still_be_trained(input_ids):
         model(input_ids)
     model(input_ids, labels=input_ids).loss.backward()
     assert model.expert_modules("public")[0].up_proj.weight.grad is not None
+
+
+@pytest.mark.parametrize("move", [copy.deepcopy, lambda model: model.to(torch.bfloat16)], ids=["copied", "moved"])
+@torch.no_grad()
+def test_a_compiled_forward_computes_the_experts_of_a_packed_model_that_was_moved_or_copied(input_ids, move):
+    model = named_model(1)
+    model.set_experts_implementation("grouped_mm")
+    model.pack_experts()
+    changed = move(model)
+    for mixture in changed.mixtures:
+        for parameter in mixture.experts.parameters():
+            parameter.data.mul_(2)
+    found = torch.compile(changed, backend="eager")(input_ids, use_cache=False).logits
+    changed.set_experts_implementation("eager")
+    torch.testing.assert_close(found, changed(input_ids).logits, atol=5e-2, rtol=5e-2)

@@ -5,7 +5,7 @@ Removing an expert then is deleting files, and a partial load fetches only what 
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from huggingface_hub.serialization import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from transformers.modeling_utils import _add_variant
 
+from flexolmo_hf.errors import NonFiniteTensorError
 from flexolmo_hf.modeling.files.locate import INDEX_FILE, SINGLE_FILE
 from flexolmo_hf.modeling.files.upstream_hook import UpstreamHook
 
@@ -65,7 +66,8 @@ def write_weights(
     tensors: Mapping[str, torch.Tensor],
     names: Sequence[str],
     max_shard_size: int | str,
-    check: Callable[[str, torch.Tensor], None] = lambda key, tensor: None,
+    *,
+    whose: str,
 ) -> None:
     """Write the files of a checkpoint and their index, one file in memory at a time.
 
@@ -74,12 +76,16 @@ def write_weights(
         tensors: The state of the model, mapped from files as a rule.
         names: Names of its experts.
         max_shard_size: Largest file.
-        check: Called with each tensor before it is written; raises to refuse it.
+        whose: Where the tensors come from, for the error.
+
+    Raises:
+        NonFiniteTensorError: If one holds NaN or infinity.
     """
     plan = split_by_expert(tensors, names, max_shard_size)
     for file, keys in plan.filename_to_tensors.items():
         for key in keys:
-            check(key, tensors[key])
+            if not torch.isfinite(tensors[key]).all():
+                raise NonFiniteTensorError(key, whose)
         save_file({key: tensors[key].contiguous() for key in keys}, folder / file, metadata={"format": "pt"})
     index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
