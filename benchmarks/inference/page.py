@@ -80,8 +80,8 @@ def _speed(results: dict[str, Any]) -> str:
     head = ["", "ours (ms)", "stock (ms)", "ours (tokens/s)", "stock (tokens/s)", "stock's best", "stock / ours"]
     prose = _prose("""
 Milliseconds are for the whole prefill, or for one step of decoding. The limit is the time that the matrix products
-alone take: every matrix that is used once, with as many rows as it gets, by the faster of `F.linear` and
-`weight @ rows.T`, measured right after the case.""")
+alone take: every matrix that is used once, with as many rows as it gets, by the fastest of `F.linear`,
+`weight @ rows.T`, and our own for few rows, measured right after the case.""")
     return f"## Speed\n\n{prose}\n\n{_table([*head, 'limit (ms)'], rows)}"
 
 

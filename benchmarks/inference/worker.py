@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import transformers
 
+from flexolmo_hf.modeling import few_rows
+
 #: Runs prompts before stock decodes: its batched_mm would copy the chosen experts for each of their tokens.
 PROMPT_IMPLEMENTATION = {"stock": "grouped_mm", "ours": "auto"}
 
@@ -133,13 +135,14 @@ class Bench:
         }
 
     def products(self, size: int, inner: int, hidden: int, rows: int) -> float:
-        """Return the seconds per byte of multiplying so many rows by matrices of an expert's shapes, the better way."""
+        """Return the seconds per byte of multiplying so many rows by matrices of an expert's shapes, the best way."""
         pairs = max(1, size // (8 * inner * hidden))
         matrices = [torch.ones(*shape) for _ in range(pairs) for shape in ((inner, hidden), (hidden, inner))]
         inputs = {width: torch.ones(rows, width) for width in (inner, hidden)}
         ways = (
             lambda matrix: torch.nn.functional.linear(inputs[matrix.shape[1]], matrix),
             lambda matrix: matrix @ inputs[matrix.shape[1]].T,
+            lambda matrix: few_rows.multiply(inputs[matrix.shape[1]], matrix),
         )
         best = float("inf")
         for multiply in ways:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.modeling import on_cpu
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert import FlexOlmoExpert
-from flexolmo_hf.modeling.few_tokens import can_run_together, run_together
 from flexolmo_hf.modeling.packing import PackedExperts, can_pack
 from flexolmo_hf.modeling.router import FlexOlmoRouter
 from flexolmo_hf.modeling.selection import Selection
@@ -114,13 +114,11 @@ class FlexOlmoMixture(nn.Module):
 
     @staticmethod
     def _dense(
-        hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: Sequence[nn.Module], selection: Selection | None
+        hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: Sequence[Any], selection: Selection | None
     ) -> torch.Tensor:
-        if can_run_together(hidden_BTH.shape[0] * hidden_BTH.shape[1], hidden_BTH.device, experts):
-            if selection is None or not selection.per_row:
-                return _all_on_few(hidden_BTH, weights_BTA, experts)
-            if hidden_BTH.shape[1] == 1:
-                return _rows_on_few(hidden_BTH, weights_BTA, experts, selection)
+        weights = on_cpu.plain_weights(experts, hidden_BTH.device)
+        if weights is not None:
+            return _dense_on_cpu(hidden_BTH, weights_BTA, experts[0].act_fn, weights, selection)
         # The input keeps its batch dimension, which per-sample gradients need. Where rows differ, an expert sees only
         # the rows that may use it: a weight of 0 would not keep a NaN out, forward or backward.
         mixed: Any = None
@@ -213,27 +211,29 @@ def spread(weights_NK: torch.Tensor, chosen_NK: torch.Tensor, *, experts: int) -
     return weights_NK.new_zeros((len(weights_NK), experts)).scatter(-1, chosen_NK, weights_NK)
 
 
-def _all_on_few(hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: Sequence[nn.Module]) -> torch.Tensor:
-    """Run all experts on all of a few tokens."""
-    tokens_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
-    outputs_ANH = run_together(experts, [tokens_NH] * len(experts)).view(len(experts), *tokens_NH.shape)
-    weights_AN1 = weights_BTA.reshape(len(tokens_NH), -1).T.unsqueeze(-1)
-    return (outputs_ANH * weights_AN1).sum(0).view_as(hidden_BTH)
-
-
-def _rows_on_few(
-    hidden_B1H: torch.Tensor, weights_B1A: torch.Tensor, experts: Sequence[nn.Module], selection: Any
+def _dense_on_cpu(
+    hidden_BTH: torch.Tensor,
+    weights_BTA: torch.Tensor,
+    activation: Any,
+    weights: Sequence[on_cpu.Weights],
+    selection: Selection | None,
 ) -> torch.Tensor:
-    """Run each expert on the one token of each row that may use it."""
-    tokens_BH, rows_S = hidden_B1H[:, 0], selection.pair_rows
-    used = [expert for expert, count in zip(experts, selection.counts, strict=True) if count]
-    inputs = tokens_BH[rows_S].split([count for count in selection.counts if count])
-    outputs_SH = run_together(used, inputs) * weights_B1A[rows_S, 0, selection.pair_columns].unsqueeze(-1)
-    return torch.zeros_like(tokens_BH).index_add(0, rows_S, outputs_SH).unsqueeze(1)
+    """Run each expert on all tokens of the rows that may use it."""
+    tokens_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
+    if selection is None or not selection.per_row:
+        counts, positions_S = [len(tokens_NH)] * len(weights), None
+        shares_S1 = weights_BTA.reshape(len(tokens_NH), -1).T.reshape(-1, 1)
+    else:
+        length = hidden_BTH.shape[1]
+        counts = [rows * length for rows in selection.counts]
+        steps_T = torch.arange(length)
+        positions_S = (selection.pair_rows.unsqueeze(1) * length + steps_T).flatten()  # type: ignore[union-attr]
+        shares_S1 = weights_BTA[selection.pair_rows, :, selection.pair_columns].reshape(-1, 1)
+    return on_cpu.mix(tokens_NH, weights, activation, counts, positions_S, shares_S1).view_as(hidden_BTH)
 
 
 def _one_by_one(
-    tokens_NH: torch.Tensor, chosen_NK: torch.Tensor, weights_NK: torch.Tensor, experts: Sequence[nn.Module]
+    tokens_NH: torch.Tensor, chosen_NK: torch.Tensor, weights_NK: torch.Tensor, experts: Sequence[Any]
 ) -> torch.Tensor:
     """Give each expert its tokens in one piece; A marks an empty slot. Reads the counts on the host, once."""
     per_token = chosen_NK.shape[1]
@@ -241,20 +241,22 @@ def _one_by_one(
         # One token, as in decoding: nothing to sort or gather.
         chosen = [(slot, expert) for slot, expert in enumerate(chosen_NK[0].tolist()) if expert < len(experts)]
         used = [experts[expert] for _, expert in chosen]
-        weights_K = weights_NK[0, [slot for slot, _ in chosen]]
-        if can_run_together(1, tokens_NH.device, used):
-            outputs_KH = run_together(used, [tokens_NH] * len(used))
-        else:
-            outputs_KH = torch.cat([expert(tokens_NH) for expert in used])
-        return (outputs_KH * weights_K.unsqueeze(-1)).sum(0, keepdim=True).to(tokens_NH.dtype)
+        weights_K1 = weights_NK[0] if len(chosen) == per_token else weights_NK[0, [slot for slot, _ in chosen]]
+        weights_K1 = weights_K1.unsqueeze(-1)
+        plain = on_cpu.plain_weights(used, tokens_NH.device)
+        if plain is not None:
+            return on_cpu.mix(tokens_NH, plain, experts[0].act_fn, [1] * len(used), None, weights_K1)
+        outputs_KH = torch.cat([expert(tokens_NH) for expert in used])
+        return (outputs_KH * weights_K1).sum(0, keepdim=True).to(tokens_NH.dtype)
     order = chosen_NK.reshape(-1).argsort(stable=True)
     counts = torch.bincount(chosen_NK.reshape(-1), minlength=len(experts) + 1).tolist()
+    plain = on_cpu.plain_weights(experts, tokens_NH.device)
+    if plain is not None:
+        filled_S = order[: len(order) - counts.pop()]
+        shares_S1 = weights_NK.reshape(-1, 1)[filled_S]
+        return on_cpu.mix(tokens_NH, plain, experts[0].act_fn, counts, filled_S // per_token, shares_S1)
     pieces = tokens_NH[order // per_token].split(counts)
-    used = [(expert, piece) for expert, piece in zip(experts, pieces, strict=False) if len(piece)]
-    if can_run_together(len(tokens_NH), tokens_NH.device, [expert for expert, _ in used]):
-        outputs = [run_together([expert for expert, _ in used], [piece for _, piece in used])]
-    else:
-        outputs = [expert(piece) for expert, piece in used]
+    outputs = [expert(piece) for expert, piece in zip(experts, pieces, strict=False) if len(piece)]
     if counts[len(experts)]:
         outputs.append(tokens_NH.new_zeros((counts[len(experts)], tokens_NH.shape[1]), dtype=outputs[0].dtype))
     weighted = torch.cat(outputs) * weights_NK.reshape(-1)[order].unsqueeze(-1)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.flex_olmo import modeling_flex_olmo as upstream
@@ -15,36 +14,17 @@ from transformers.utils import can_return_tuple
 
 from flexolmo_hf.modeling.arguments import known_arguments, refuse_leftovers, refuse_unknown
 from flexolmo_hf.modeling.attribution import Attributable
+from flexolmo_hf.modeling.cache_growth import let_grow
 from flexolmo_hf.modeling.cache_mark import check_cache, mark_cache
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.few_rows import FewRowsLinear
 from flexolmo_hf.modeling.files.checkpoint import NamedExpertCheckpoint
 from flexolmo_hf.modeling.generation import SetsInGeneration
 from flexolmo_hf.modeling.implementation import ExpertsImplementation
+from flexolmo_hf.modeling.layer import FlexOlmoDecoderLayer, FlexOlmoRMSNorm
 from flexolmo_hf.modeling.live import LiveExperts
-from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.selection import Selection
 from flexolmo_hf.modeling.set_key import ExpertSetKeys
-
-
-class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
-    """Differs from upstream's layer in its feed-forward part only."""
-
-    def __init__(self, config: FlexOlmoConfig, layer_idx: int):
-        # Upstream's constructor would build the fused experts first, as large as the experts themselves.
-        GradientCheckpointingLayer.__init__(self)
-        self.hidden_size = config.hidden_size
-        self.self_attn = upstream.FlexOlmoAttention(config=config, layer_idx=layer_idx)
-        self.mlp = FlexOlmoMixture(config, layer_idx)
-        self.post_attention_layernorm = upstream.FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_feedforward_layernorm = upstream.FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(
-        self, hidden_states: torch.Tensor, expert_selection: Selection | None = None, **kwargs: Any
-    ) -> torch.Tensor:
-        """Run attention and the mixture, each with its norm after it and a residual around it, ``(B, T, H)``."""
-        attended, _ = self.self_attn(hidden_states=hidden_states, **kwargs)
-        hidden_states = hidden_states + self.post_attention_layernorm(attended)
-        return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states, expert_selection))
 
 
 class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstream.FlexOlmoModel):
@@ -64,7 +44,7 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList([FlexOlmoDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = upstream.FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = upstream.FlexOlmoRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         #: Tells the caches this model filled from those of others.
@@ -96,6 +76,8 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
         compiling = torch.compiler.is_compiling()
         if cache is not None and not (compiling and selection.checked):
             self._check_cache(cache, selection)
+        if cache is not None and not compiling:
+            let_grow(cache)
         outputs = super().forward(input_ids, *args, expert_selection=selection, **kwargs)
         if cache is None and not compiling:
             self._mark_new_cache(outputs, selection)
@@ -113,6 +95,7 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
         for part in parts:
             if isinstance(part, Cache):
                 mark_cache(part, self.identity, selection.names)
+                let_grow(part)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FlexOlmoMixtureModel":
         before = self.active_experts
@@ -149,7 +132,7 @@ class FlexOlmoForCausalLM(
         upstream.FlexOlmoPreTrainedModel.__init__(self, config)
         self.model = FlexOlmoMixtureModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = FewRowsLinear(config.hidden_size, config.vocab_size, bias=False)
         self.router_aux_loss_coef = config.router_aux_loss_coef
         self._active_experts_changed()
         self.post_init()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
-from flexolmo_hf.modeling.expert import FewRowsLinear
+from flexolmo_hf.modeling.few_rows import FewRowsLinear
 
 _LINEAR = ("gate_proj", "up_proj", "down_proj")
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

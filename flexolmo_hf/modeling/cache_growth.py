@@ -1,0 +1,99 @@
+"""A KV cache that has room to grow: upstream's copies all its keys and values for every token it adds.
+
+On a CPU that copy, and the fresh memory for it, take longer than the attention itself: the longer the text, the more.
+
+Shape letters: B batch, G key-value heads, C tokens in the cache, T new tokens, D width of a head.
+"""
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+# Room for so many more tokens is made at once: at least, and as a part of those that are there.
+_LEAST_ROOM = 64
+_PART = 4
+
+
+class GrowingLayer(DynamicLayer):
+    """Differs from upstream's layer in where keys and values lie: at the start of a larger buffer, if they only grow.
+
+    What was handed out is never written again. Whoever puts other tensors in place (beams, cropping, selection) gets
+    upstream's way for the next update; so do gradient, compilers and devices other than a CPU.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._returned: torch.Tensor | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add keys and values ``(B, G, T, D)``, and return all, ``(B, G, C + T, D)``."""
+        if not self._only_grows(key_states):
+            self._buffers = None
+            super().update(key_states, value_states, *args, **kwargs)
+        else:
+            filled = self.keys.shape[-2]
+            needed = filled + key_states.shape[-2]
+            if not self._has_room(needed):
+                self._make_room(needed)
+            keys, values = self._buffers  # type: ignore[misc]
+            keys[..., filled:needed, :] = key_states
+            values[..., filled:needed, :] = value_states
+            self.keys, self.values = keys[..., :needed, :], values[..., :needed, :]
+        self._returned = self.keys
+        return self.keys, self.values
+
+    def reset(self) -> None:
+        """Forget all, and let its memory go."""
+        self._buffers = self._returned = None
+        super().reset()
+
+    def _only_grows(self, key_states: torch.Tensor) -> bool:
+        return (
+            self._returned is not None
+            and self.keys is self._returned
+            and key_states.device.type == "cpu"
+            and key_states.dtype == self.keys.dtype
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        )
+
+    def _has_room(self, needed: int) -> bool:
+        if self._buffers is None or self._buffers[0].shape[-2] < needed:
+            return False
+        # Memory from inference mode may only be written there.
+        return torch.is_inference_mode_enabled() or not self._buffers[0].is_inference()
+
+    def _make_room(self, needed: int) -> None:
+        roomy = needed + max(_LEAST_ROOM, needed // _PART)
+        filled = self.keys.shape[-2]
+        buffers = []
+        for states in (self.keys, self.values):
+            buffer = states.new_empty((*states.shape[:-2], roomy, states.shape[-1]))
+            buffer[..., :filled, :] = states
+            buffers.append(buffer)
+        self._buffers = (buffers[0], buffers[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the buffer out of copies and pickles: two caches must not write into one."""
+        return {**self.__dict__, "_buffers": None, "_returned": None}
+
+
+def let_grow(cache: Any) -> None:
+    """Give a plain dynamic cache layers with room to grow; others stay as they are."""
+    if type(cache) is not DynamicCache or cache.offloading:
+        return
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = GrowingLayer
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            growing = GrowingLayer()
+            growing.__dict__.update(vars(layer))
+            growing._returned = layer.keys
+            cache.layers[index] = growing

@@ -1,0 +1,71 @@
+"""One decoder layer: upstream's attention, the mixture, and a norm after each.
+
+Shape letters: B batch, T tokens, H hidden.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.flex_olmo import modeling_flex_olmo as upstream
+
+from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.few_rows import FewRowsLinear
+from flexolmo_hf.modeling.mixture import FlexOlmoMixture
+from flexolmo_hf.modeling.selection import Selection
+
+# Up to so many values memory is not what takes time.
+_SMALL = 2**16
+
+
+class FlexOlmoRMSNorm(upstream.FlexOlmoRMSNorm):
+    """Differs from upstream's norm only on a CPU in float32 without gradient, where it takes less fresh memory."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Divide by the root mean square over the last dimension; the shape stays."""
+        if (
+            hidden_states.numel() < _SMALL
+            or hidden_states.device.type != "cpu"
+            or not hidden_states.dtype == self.weight.dtype == torch.float32
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+        ):
+            output: torch.Tensor = super().forward(hidden_states)
+            return output
+        squares = torch.linalg.vecdot(hidden_states, hidden_states).unsqueeze(-1)
+        scale = squares.div_(hidden_states.shape[-1]).add_(self.variance_epsilon).rsqrt_()
+        return (hidden_states * scale).mul_(self.weight)
+
+
+class FlexOlmoAttention(upstream.FlexOlmoAttention):
+    """Differs from upstream's attention in its linear layers' speed on few rows, and in its norms."""
+
+    def __init__(self, config: FlexOlmoConfig, layer_idx: int | None = None):
+        super().__init__(config, layer_idx)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            wide: nn.Linear = getattr(self, name)
+            setattr(self, name, FewRowsLinear(wide.in_features, wide.out_features, bias=wide.bias is not None))
+        self.q_norm = FlexOlmoRMSNorm(self.q_proj.out_features, config.rms_norm_eps)
+        self.k_norm = FlexOlmoRMSNorm(self.k_proj.out_features, config.rms_norm_eps)
+
+
+class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
+    """Differs from upstream's layer in its feed-forward part, which is a mixture of named experts."""
+
+    def __init__(self, config: FlexOlmoConfig, layer_idx: int):
+        # Upstream's constructor would build the fused experts first, as large as the experts themselves.
+        GradientCheckpointingLayer.__init__(self)
+        self.hidden_size = config.hidden_size
+        self.self_attn = FlexOlmoAttention(config=config, layer_idx=layer_idx)
+        self.mlp = FlexOlmoMixture(config, layer_idx)
+        self.post_attention_layernorm = FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_feedforward_layernorm = FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self, hidden_states: torch.Tensor, expert_selection: Selection | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Run attention and the mixture, each with its norm after it and a residual around it, ``(B, T, H)``."""
+        attended, _ = self.self_attn(hidden_states=hidden_states, **kwargs)
+        hidden_states = hidden_states + self.post_attention_layernorm(attended)
+        return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states, expert_selection))

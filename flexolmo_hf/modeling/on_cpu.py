@@ -1,0 +1,190 @@
+"""Plain experts on a CPU without gradient: what they compute one by one, with less around the products.
+
+With few tokens the products read their weights at the speed of memory, so the small steps between them count: the
+experts' inner activations are computed in one piece, and no module is called in between. With many tokens fresh memory
+counts, which a CPU maps page by page: the experts write into the same buffers, one after the other.
+
+Shape letters: N tokens, H hidden, F feed-forward width, S the tokens of all experts, one expert after the other.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import SiLUActivation
+
+from flexolmo_hf.modeling.adjacent import join_adjacent
+from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.few_rows import FewRowsLinear, multiply
+
+# So many tokens of all experts are worked on in one piece; more of them do not stay in a core's cache.
+_TOKENS_AT_ONCE = 64
+# An activation function works on so many bytes at once, and rounds what is left over at a row's end differently.
+_BYTES_AT_ONCE = 128
+
+
+class Weights(NamedTuple):
+    """The matrices of one plain expert."""
+
+    gate_FH: torch.Tensor
+    up_FH: torch.Tensor
+    down_HF: torch.Tensor
+    #: ``(2F, H)``, where gate and up lie side by side in memory.
+    gate_up: torch.Tensor | None
+
+
+def plain_weights(experts: Sequence[nn.Module], device: torch.device) -> list[Weights] | None:
+    """Return the matrices of experts that need not be called themselves.
+
+    Args:
+        experts: The experts.
+        device: Where the tokens are.
+
+    Returns:
+        Nothing where there is no CPU, or gradient, autocast or a compiler, and where an expert has a hook, an adapter,
+        or weights of another kind.
+    """
+    if device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    if torch.is_autocast_enabled("cpu") or _forwards() != _FORWARDS:
+        return None
+    weights = [_weights_of(expert) for expert in experts]
+    return None if None in weights else weights  # type: ignore[return-value]
+
+
+def mix(
+    tokens_NH: torch.Tensor,
+    weights: Sequence[Weights],
+    activation: Any,
+    counts: Sequence[int],
+    positions_S: torch.Tensor | None,
+    shares_S1: torch.Tensor,
+) -> torch.Tensor:
+    """Run each expert on its tokens, and sum each token's outputs by their weights.
+
+    Args:
+        tokens_NH: The tokens.
+        weights: The experts' matrices, from `plain_weights`.
+        activation: The experts' activation function.
+        counts: How many tokens each expert works on.
+        positions_S: Which tokens, expert by expert; None if each expert works on all of them.
+        shares_S1: The routing weight of each.
+
+    Returns:
+        The mixture's output, ``(N, H)``; zero where a token has no expert.
+    """
+    if positions_S is None and sum(counts) <= _TOKENS_AT_ONCE:
+        outputs = _run(_Buffers(tokens_NH, weights[0], sum(counts)), [tokens_NH] * len(weights), weights, activation)
+        return outputs.mul_(shares_S1).view(len(weights), *tokens_NH.shape).sum(0)
+    mixed = torch.zeros_like(tokens_NH)
+    groups = list(_groups(counts))
+    buffers = _Buffers(tokens_NH, weights[0], max((sum(counts[group]) for group in groups), default=0))
+    start = 0
+    for group in groups:
+        stop = start + sum(counts[group])
+        shares = shares_S1[start:stop]
+        if positions_S is None:
+            outputs = _run(buffers, [tokens_NH] * len(counts[group]), weights[group], activation)
+            for of_expert in outputs.mul_(shares).split(counts[group]):
+                mixed.add_(of_expert)
+        else:
+            here = positions_S[start:stop]
+            pieces = tokens_NH.index_select(0, here).split(counts[group])
+            mixed.index_add_(0, here, _run(buffers, pieces, weights[group], activation).mul_(shares))
+        start = stop
+    return mixed
+
+
+class _Buffers:
+    """Memory that one group of experts after the other writes into.
+
+    Attributes:
+        gates_ups_S2F: Gates and ups side by side, as one product writes them; None where the width would let the
+            activation function round differently than in memory of its own.
+        gates_SF: The gates.
+        ups_SF: The ups.
+        outputs_SH: The outputs.
+    """
+
+    def __init__(self, tokens_NH: torch.Tensor, weights: Weights, size: int):
+        width, hidden = weights.gate_FH.shape
+        self.gates_ups_S2F: torch.Tensor | None = None
+        if width * tokens_NH.element_size() % _BYTES_AT_ONCE == 0:
+            self.gates_ups_S2F = tokens_NH.new_empty((size, 2 * width))
+            self.gates_SF, self.ups_SF = self.gates_ups_S2F[:, :width], self.gates_ups_S2F[:, width:]
+        else:
+            self.gates_SF, self.ups_SF = tokens_NH.new_empty((2, size, width))
+        self.outputs_SH = tokens_NH.new_empty((size, hidden))
+
+
+def _run(
+    buffers: _Buffers, pieces: Sequence[torch.Tensor], weights: Sequence[Weights], activation: Any
+) -> torch.Tensor:
+    counts = [piece.shape[0] for piece in pieces]
+    total = sum(counts)
+    gates_SF, ups_SF, outputs_SH = buffers.gates_SF[:total], buffers.ups_SF[:total], buffers.outputs_SH[:total]
+    if buffers.gates_ups_S2F is not None and all(of_expert.gate_up is not None for of_expert in weights):
+        targets = buffers.gates_ups_S2F[:total].split_with_sizes(counts)
+        for piece, of_expert, both in zip(pieces, weights, targets, strict=True):
+            multiply(piece, of_expert.gate_up, out=both)  # type: ignore[arg-type]
+    else:
+        gates_of, ups_of = gates_SF.split_with_sizes(counts), ups_SF.split_with_sizes(counts)
+        for piece, of_expert, gates, ups in zip(pieces, weights, gates_of, ups_of, strict=True):
+            multiply(piece, of_expert.gate_FH, out=gates)
+            multiply(piece, of_expert.up_FH, out=ups)
+    if isinstance(activation, nn.SiLU | SiLUActivation):
+        inner_SF = F.silu(gates_SF, inplace=True).mul_(ups_SF)
+    else:
+        inner_SF = activation(gates_SF).mul_(ups_SF)
+    inner_of, outputs_of = inner_SF.split_with_sizes(counts), outputs_SH.split_with_sizes(counts)
+    for inner, of_expert, outputs in zip(inner_of, weights, outputs_of, strict=True):
+        multiply(inner, of_expert.down_HF, out=outputs)
+    return outputs_SH
+
+
+def _groups(counts: Sequence[int]) -> Iterator[slice]:
+    """Cut the experts into runs of few tokens each, at least one expert long."""
+    start, size = 0, 0
+    for index, count in enumerate(counts):
+        if size and size + count > _TOKENS_AT_ONCE:
+            yield slice(start, index)
+            start, size = index, 0
+        size += count
+    if size:
+        yield slice(start, len(counts))
+
+
+def _weights_of(expert: Any) -> Weights | None:
+    # This runs for every expert in every layer for every token: `nn.Module`'s own attribute look-up would take longer
+    # than a small model's products.
+    if type(expert) is not FlexOlmoExpert or not _is_untouched(expert.__dict__):
+        return None
+    found = []
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        linear = expert.__dict__["_modules"].get(name)
+        if type(linear) is not FewRowsLinear or not _is_untouched(linear.__dict__):
+            return None
+        weight = linear.__dict__["_parameters"].get("weight")
+        if type(weight) is not nn.Parameter:
+            return None
+        found.append(weight)
+    gate, up, down = found
+    joined = expert.joined
+    if joined is None or not joined.holds(gate, up):
+        joined = expert.joined = join_adjacent(gate.data, up.data)
+    return Weights(gate, up, down, None if joined is None else joined.both)
+
+
+def _forwards() -> tuple[Any, Any]:
+    return FlexOlmoExpert.forward, FewRowsLinear.forward
+
+
+# Some libraries replace what a whole class does.
+_FORWARDS = _forwards()
+
+
+def _is_untouched(state: dict[str, Any]) -> bool:
+    # Libraries put a function of their own in the place of `forward`, or hooks around it.
+    return not (state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state)
