@@ -18,9 +18,14 @@ except PackageNotFoundError:  # a source tree on the path, not installed
 _HOMES = {
     "AnchorMismatchError": "errors",
     "CacheExpertSetError": "errors",
+    "ExpertDPOConfig": "trainers.config",
+    "ExpertDPOTrainer": "trainers.preference",
+    "ExpertGRPOConfig": "trainers.config",
+    "ExpertGRPOTrainer": "trainers.reinforcement",
     "ExpertPackage": "composition.package",
     "ExpertSFTConfig": "trainers.config",
     "ExpertSFTTrainer": "trainers.expert",
+    "ExpertTrainerMixin": "trainers.mixin",
     "FlexOlmoConfig": "modeling.configuration",
     "FlexOlmoError": "errors",
     "FlexOlmoForCausalLM": "modeling.model",
@@ -42,7 +47,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name from where it lives."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name.startswith("ExpertSFT"):
+    if name.startswith(("ExpertSFT", "ExpertDPO", "ExpertGRPO", "ExpertTrainer", "RouterSFT")):
         from flexolmo_hf._extras import require
 
         require("train", "trl", "datasets")

@@ -419,3 +419,58 @@ class MissingExtraError(FlexOlmoError, ImportError):
             f"This needs {', '.join(self.modules)}, which are not installed. "
             f"Run: pip install 'flexolmo-hf[{self.extra}]'"
         )
+
+
+class FrozenMovedError(FlexOlmoError):
+    """A tensor that must not move while an expert is trained is no longer what it was."""
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(list(names))
+        self.names = list(names)
+
+    def __str__(self) -> str:
+        return (
+            f"Frozen tensors have changed: {_some(self.names)}. An expert trained beside a changed anchor fits no "
+            "other. Look for what writes to them (callbacks, optimizers made by hand), and train again."
+        )
+
+
+class NonFiniteLossError(FlexOlmoError):
+    """The loss of a training step is NaN or infinite."""
+
+    def __init__(self, step: int, batch: int, checkpoint: str | None):
+        super().__init__(step, batch, checkpoint)
+        self.step, self.batch, self.checkpoint = step, batch, checkpoint
+
+    def __str__(self) -> str:
+        kept = (
+            f"The last good checkpoint is {self.checkpoint!r}." if self.checkpoint else "No checkpoint was saved yet."
+        )
+        return (
+            f"The loss is not finite at step {self.step}, in batch {self.batch} of the run; the step was not taken. {kept} "
+            "Lower the learning rate, or look at that batch."
+        )
+
+
+class NoCheckpointError(FlexOlmoError):
+    """A run is to be resumed, and its folder holds no checkpoint that was saved to its end."""
+
+    def __init__(self, folder: str, incomplete: Sequence[str] = ()):
+        super().__init__(folder, list(incomplete))
+        self.folder, self.incomplete = folder, list(incomplete)
+
+    def __str__(self) -> str:
+        found = f" It holds {_some(self.incomplete)}, not saved to the end." if self.incomplete else ""
+        return f"There is no complete checkpoint to resume from in {self.folder!r}.{found} Start the run anew."
+
+
+class ResumeMismatchError(FlexOlmoError):
+    """A run is to be resumed with another model or other settings than it was started with."""
+
+    def __init__(self, changes: Sequence[tuple[str, Any, Any]]):
+        super().__init__(list(changes))
+        self.changes = list(changes)
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"{name} was {then!r} and is {now!r}" for name, then, now in self.changes)
+        return f"This run was started otherwise: {shown}. Resume with the same, or start anew in another folder."

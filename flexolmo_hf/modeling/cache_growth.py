@@ -38,10 +38,12 @@ class GrowingLayer(DynamicLayer):
             self._buffers = None
             super().update(key_states, value_states, *args, **kwargs)
         else:
-            filled = self.keys.shape[-2]
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            filled = self.get_seq_length()
             needed = filled + key_states.shape[-2]
             if not self._has_room(needed):
-                self._make_room(needed)
+                self._make_room(filled, needed, key_states, value_states)
             keys, values = self._buffers  # type: ignore[misc]
             keys[..., filled:needed, :] = key_states
             values[..., filled:needed, :] = value_states
@@ -55,14 +57,11 @@ class GrowingLayer(DynamicLayer):
         super().reset()
 
     def _only_grows(self, key_states: torch.Tensor) -> bool:
-        return (
-            self._returned is not None
-            and self.keys is self._returned
-            and key_states.device.type == "cpu"
-            and key_states.dtype == self.keys.dtype
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-        )
+        if key_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        if self.get_seq_length() == 0:
+            return True
+        return self.keys is self._returned and key_states.dtype == self.keys.dtype
 
     def _has_room(self, needed: int) -> bool:
         if self._buffers is None or self._buffers[0].shape[-2] < needed:
@@ -70,19 +69,19 @@ class GrowingLayer(DynamicLayer):
         # Memory from inference mode may only be written there.
         return torch.is_inference_mode_enabled() or not self._buffers[0].is_inference()
 
-    def _make_room(self, needed: int) -> None:
+    def _make_room(self, filled: int, needed: int, *new_states: torch.Tensor) -> None:
         roomy = needed + max(_LEAST_ROOM, needed // _PART)
-        filled = self.keys.shape[-2]
         buffers = []
-        for states in (self.keys, self.values):
+        for kept, states in zip((self.keys, self.values), new_states, strict=True):
             buffer = states.new_empty((*states.shape[:-2], roomy, states.shape[-1]))
-            buffer[..., :filled, :] = states
+            if filled:
+                buffer[..., :filled, :] = kept
             buffers.append(buffer)
         self._buffers = (buffers[0], buffers[1])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the buffer out of copies and pickles: two caches must not write into one."""
-        return {**self.__dict__, "_buffers": None, "_returned": None}
+        return {**self.__dict__, "_buffers": None}
 
 
 def let_grow(cache: Any) -> None:

@@ -4,11 +4,12 @@ Shape letters: B batch, T tokens, H hidden, E experts in memory, A experts that 
 N = B*T. Where the rows of a batch use different sets, A is E.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling import on_cpu
@@ -33,6 +34,8 @@ class FlexOlmoMixture(nn.Module):
         experts: The experts in memory, keyed by checkpoint index ("0", "3").
         in_force: Who uses which experts when a call does not say; None for all in memory.
         packed: The experts as 3-D tensors that share the linear weights' memory, or None.
+        recompute_frozen: Whether experts that do not learn are computed again in the backward pass, instead of keeping
+            their activations.
     """
 
     def __init__(self, config: FlexOlmoConfig, layer_idx: int = 0):
@@ -43,6 +46,7 @@ class FlexOlmoMixture(nn.Module):
         self.layer_idx = layer_idx
         self.in_force: Selection | None = None
         self.packed: PackedExperts | None = None
+        self.recompute_frozen = False
 
     def forward(self, hidden_BTH: torch.Tensor, selection: Selection | None = None) -> torch.Tensor:
         """Mix the outputs of each token's experts.
@@ -79,7 +83,7 @@ class FlexOlmoMixture(nn.Module):
             allowed_NA = selection.allowed.repeat_interleave(hidden_BTH.shape[1], dim=0)
             chosen_NK = torch.where(allowed_NA.gather(1, chosen_NK), chosen_NK, len(experts))
         if method == EAGER:
-            return _one_by_one(tokens_NH, chosen_NK, weights_NK, experts).view_as(hidden_BTH)
+            return _one_by_one(tokens_NH, chosen_NK, weights_NK, experts, self._run).view_as(hidden_BTH)
         return self._packed_kernel(method, tokens_NH, chosen_NK, weights_NK, selection).view_as(hidden_BTH)
 
     def _method(self, all_used: bool, experts: Sequence[nn.Module], *, per_row: bool) -> str:
@@ -112,9 +116,19 @@ class FlexOlmoMixture(nn.Module):
             self.pack()
         return kernel
 
-    @staticmethod
+    def _run(self, expert: Any, tokens: torch.Tensor) -> torch.Tensor:
+        if (
+            self.recompute_frozen
+            and torch.is_grad_enabled()
+            and not any(parameter.requires_grad for parameter in expert.parameters())
+        ):
+            again: torch.Tensor = checkpoint(expert, tokens, use_reentrant=False)
+            return again
+        output: torch.Tensor = expert(tokens)
+        return output
+
     def _dense(
-        hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: Sequence[Any], selection: Selection | None
+        self, hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: Sequence[Any], selection: Selection | None
     ) -> torch.Tensor:
         weights = on_cpu.plain_weights(experts, hidden_BTH.device)
         if weights is not None:
@@ -130,10 +144,10 @@ class FlexOlmoMixture(nn.Module):
                     continue
                 rows = selection.rows[column]
             if rows is None:
-                output = expert(hidden_BTH) * weight
+                output = self._run(expert, hidden_BTH) * weight
                 mixed = output if mixed is None else mixed + output
             else:
-                output = expert(hidden_BTH.index_select(0, rows)) * weight.index_select(0, rows)
+                output = self._run(expert, hidden_BTH.index_select(0, rows)) * weight.index_select(0, rows)
                 mixed = torch.zeros_like(hidden_BTH, dtype=output.dtype) if mixed is None else mixed
                 mixed = mixed.index_add(0, rows, output.to(mixed.dtype))
         result: torch.Tensor = mixed
@@ -233,7 +247,11 @@ def _dense_on_cpu(
 
 
 def _one_by_one(
-    tokens_NH: torch.Tensor, chosen_NK: torch.Tensor, weights_NK: torch.Tensor, experts: Sequence[Any]
+    tokens_NH: torch.Tensor,
+    chosen_NK: torch.Tensor,
+    weights_NK: torch.Tensor,
+    experts: Sequence[Any],
+    run: Callable[[Any, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """Give each expert its tokens in one piece; A marks an empty slot. Reads the counts on the host, once."""
     per_token = chosen_NK.shape[1]
@@ -246,7 +264,7 @@ def _one_by_one(
         plain = on_cpu.plain_weights(used, tokens_NH.device)
         if plain is not None:
             return on_cpu.mix(tokens_NH, plain, experts[0].act_fn, [1] * len(used), None, weights_K1)
-        outputs_KH = torch.cat([expert(tokens_NH) for expert in used])
+        outputs_KH = torch.cat([run(expert, tokens_NH) for expert in used])
         return (outputs_KH * weights_K1).sum(0, keepdim=True).to(tokens_NH.dtype)
     order = chosen_NK.reshape(-1).argsort(stable=True)
     counts = torch.bincount(chosen_NK.reshape(-1), minlength=len(experts) + 1).tolist()
@@ -256,7 +274,7 @@ def _one_by_one(
         shares_S1 = weights_NK.reshape(-1, 1)[filled_S]
         return on_cpu.mix(tokens_NH, plain, experts[0].act_fn, counts, filled_S // per_token, shares_S1)
     pieces = tokens_NH[order // per_token].split(counts)
-    outputs = [expert(piece) for expert, piece in zip(experts, pieces, strict=False) if len(piece)]
+    outputs = [run(expert, piece) for expert, piece in zip(experts, pieces, strict=False) if len(piece)]
     if counts[len(experts)]:
         outputs.append(tokens_NH.new_zeros((counts[len(experts)], tokens_NH.shape[1]), dtype=outputs[0].dtype))
     weighted = torch.cat(outputs) * weights_NK.reshape(-1)[order].unsqueeze(-1)

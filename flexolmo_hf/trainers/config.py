@@ -1,27 +1,28 @@
-"""Settings of expert training: TRL's `SFTConfig`, the expert's name, and the paper's losses and defaults."""
+"""Settings of expert training: TRL's configs, the expert's name, and what the method adds (arXiv 2507.07024)."""
 
 from dataclasses import dataclass, field
 
 from transformers.utils import is_torch_bf16_gpu_available
-from trl import SFTConfig
+from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.names import check_expert_name
 
+#: What the reference of preference and reinforcement learning may be; see `ExpertDPOConfig`.
+REFERENCES = ("auto", "anchor", "start")
+
 
 @dataclass
-class ExpertSFTConfig(SFTConfig):
-    """Differs from TRL's `SFTConfig` in the fields below and in the paper's values as defaults.
-
-    The paper trains 50 B tokens per expert with AdamW (betas 0.9 and 0.95, no weight decay), gradient clipping at 1.0,
-    a cosine schedule, a learning rate of about 9e-4, 2000 warm-up steps and sequences of 4096 tokens (arXiv
-    2507.07024). The warm-up is given here as a share of the run, since 2000 steps are more than most runs have.
+class ExpertSettings:
+    """The fields that every trainer of one expert adds to TRL's.
 
     Args:
         expert: Name of the expert to train; required.
         train_router: Whether its router row and bias are trained too.
+        lora_r: Rank of the low-rank form in which the expert is trained; 0 trains the whole expert.
+        recompute_frozen: Whether the frozen experts' activations are computed again in the backward pass instead of
+            kept: less memory for about a sixth more time.
         router_z_loss_coef: Weight of the router z-loss; the paper's value. 0 switches it off.
-        lm_z_loss_coef: Weight of the z-loss on the output distribution; the paper's value. 0 switches it off.
         telemetry: Whether TRL may report the run's kind to Hugging Face. Off unless you turn it on.
     """
 
@@ -29,20 +30,16 @@ class ExpertSFTConfig(SFTConfig):
     train_router: bool = field(
         default=True, metadata={"help": "Whether the expert's router row and bias are trained too."}
     )
+    lora_r: int = field(default=0, metadata={"help": "Rank of the expert's low-rank form; 0 trains all of it."})
+    recompute_frozen: bool = field(
+        default=False, metadata={"help": "Whether frozen experts are computed again in the backward pass."}
+    )
     router_z_loss_coef: float = field(
         default=1e-3, metadata={"help": "Weight of the router z-loss; 0 switches it off."}
     )
-    lm_z_loss_coef: float = field(default=1e-5, metadata={"help": "Weight of the output z-loss; 0 switches it off."})
     telemetry: bool = field(default=False, metadata={"help": "Whether TRL may report the run's kind to Hugging Face."})
 
-    # The paper's values where TRL's differ.
-    learning_rate: float = field(default=9e-4, metadata={"help": "The peak learning rate."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
-    warmup_steps: float = field(
-        default=0.03, metadata={"help": "Warm-up, in steps or (below 1) as a share of the run."}
-    )
-    max_length: int | None = field(default=4096, metadata={"help": "Tokens per sequence."})
+    # Mixed precision where the accelerator has it; TRL's default is bf16 wherever it runs, which other machines refuse.
     bf16: bool | None = field(default=None, metadata={"help": "Mixed precision; default where the accelerator has it."})
     # TRL would switch a mixture's load-balancing loss on; experts that are trained alone have no load to balance.
     router_aux_loss_coef: float | None = field(
@@ -57,12 +54,11 @@ class ExpertSFTConfig(SFTConfig):
             InvalidExpertNameError: If `expert` cannot be a name.
         """
         if self.bf16 is None:
-            # TRL's default is bf16 wherever it runs, which a machine without a bf16 accelerator refuses.
-            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
-        super().__post_init__()
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()  # type: ignore[attr-defined]
+        super().__post_init__()  # type: ignore[misc]
         if not self.expert:
             raise ConfigurationError(
-                "No expert is named.", 'Say which one is trained: ExpertSFTConfig(expert="math", ...).'
+                "No expert is named.", f'Say which one is trained: {type(self).__name__}(expert="math", ...).'
             )
         check_expert_name(self.expert)
         if self.router_aux_loss_coef:
@@ -70,11 +66,77 @@ class ExpertSFTConfig(SFTConfig):
                 f"router_aux_loss_coef is {self.router_aux_loss_coef}, but one expert alone has no load to balance.",
                 "Leave it at 0.0.",
             )
-        for name in ("router_z_loss_coef", "lm_z_loss_coef"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}.", "It is a weight: 0 or more.")
-        if self.gradient_checkpointing and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        for name in ("router_z_loss_coef", "lm_z_loss_coef", "lora_r"):
+            if getattr(self, name, 0) < 0:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}.", "It is 0 or more.")
+        kwargs = getattr(self, "gradient_checkpointing_kwargs", None) or {}
+        if getattr(self, "gradient_checkpointing", False) and kwargs.get("use_reentrant"):
             raise ConfigurationError(
                 "Reentrant gradient checkpointing gives no gradient behind frozen embeddings.",
                 'Leave gradient_checkpointing_kwargs out or set {"use_reentrant": False}.',
             )
+
+
+@dataclass
+class ExpertSFTConfig(ExpertSettings, SFTConfig):
+    """Differs from TRL's `SFTConfig` in the fields of `ExpertSettings`, one loss, and the paper's values as defaults.
+
+    The paper trains 50 B tokens per expert with AdamW (betas 0.9 and 0.95, no weight decay), gradient clipping at 1.0,
+    a cosine schedule, a learning rate of about 9e-4, 2000 warm-up steps and sequences of 4096 tokens (arXiv
+    2507.07024). The warm-up is given here as a share of the run, since 2000 steps are more than most runs have.
+
+    Args:
+        lm_z_loss_coef: Weight of the z-loss on the output distribution; the paper's value. 0 switches it off.
+    """
+
+    lm_z_loss_coef: float = field(default=1e-5, metadata={"help": "Weight of the output z-loss; 0 switches it off."})
+
+    # The paper's values where TRL's differ.
+    learning_rate: float = field(default=9e-4, metadata={"help": "The peak learning rate."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
+    warmup_steps: float = field(
+        default=0.03, metadata={"help": "Warm-up, in steps or (below 1) as a share of the run."}
+    )
+    max_length: int | None = field(default=4096, metadata={"help": "Tokens per sequence."})
+
+
+@dataclass
+class WithReference:
+    """What the trainers that compare the policy with a reference add.
+
+    Args:
+        reference: What the policy is held against, without a second model in memory. ``"anchor"``: this model without
+            the expert, which is right while the expert started as a copy of the public one. ``"start"``: this model
+            with the expert as it was at the start, which takes memory for one more expert. ``"auto"``: the anchor where
+            the two are the same function, else the start.
+    """
+
+    reference: str = field(default="auto", metadata={"help": f"What the policy is held against: {REFERENCES}."})
+
+    def __post_init__(self) -> None:
+        """Check the reference.
+
+        Raises:
+            ConfigurationError: If it is none that there is, or TRL is to move a reference that has no weights.
+        """
+        super().__post_init__()  # type: ignore[misc]
+        if self.reference not in REFERENCES:
+            raise ConfigurationError(
+                f"reference is {self.reference!r}.", f"It is one of {', '.join(map(repr, REFERENCES))}."
+            )
+        if getattr(self, "sync_ref_model", False):
+            raise ConfigurationError(
+                "sync_ref_model moves the weights of a reference model, and here the reference has none of its own.",
+                "Leave sync_ref_model out.",
+            )
+
+
+@dataclass
+class ExpertDPOConfig(WithReference, ExpertSettings, DPOConfig):
+    """Differs from TRL's `DPOConfig` in the fields of `ExpertSettings` and `WithReference`."""
+
+
+@dataclass
+class ExpertGRPOConfig(WithReference, ExpertSettings, GRPOConfig):
+    """Differs from TRL's `GRPOConfig` in the fields of `ExpertSettings` and `WithReference`."""

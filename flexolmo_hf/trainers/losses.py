@@ -85,14 +85,18 @@ class TrainingTap:
         """Forget what was recorded, so that no activation outlives its step."""
         self.router_logits, self.hidden_BTH, self.log_probs_BT = [], torch.empty(0), torch.empty(0)
 
+    def _hears(self) -> bool:
+        # A pass without gradient is a reference's, not the policy's.
+        return self._listening and torch.is_grad_enabled()
+
     def _hear_router(self, module: nn.Module, args: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        if self._listening:
+        if self._hears():
             self.router_logits.append(output[0])
 
     def _hear_backbone(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._listening:
+        if self._hears():
             self.hidden_BTH = output.last_hidden_state
 
     def _hear_model(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._listening:
+        if self._hears():
             self.log_probs_BT = output.log_probs

@@ -1,35 +1,11 @@
-"""The command `flexolmo`: every subcommand calls one public function."""
+"""Subcommands that make, take apart and describe checkpoints and packages."""
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-# Nothing is reported unless the user asks for it; the libraries read this when they are imported, which is later.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-app = typer.Typer(
-    help="FlexOlmo for Hugging Face Transformers: make, train, pack, merge and inspect experts.",
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    add_completion=False,
-)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Show our own errors as one sentence; anything else is a fault and keeps its traceback."""
-    from flexolmo_hf.errors import FlexOlmoError
-
-    try:
-        yield
-    except FlexOlmoError as error:
-        typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(2) from None
+from flexolmo_hf.cli.application import app, plain_errors
 
 
 @app.command()
@@ -40,7 +16,7 @@ def init(
     router_bias: Annotated[bool, typer.Option(help="Give the router a negative bias per expert and layer.")] = False,
 ) -> None:
     """Make a FlexOlmo checkpoint from a dense OLMo-2 one."""
-    with _plain_errors():
+    with plain_errors():
         from flexolmo_hf import FlexOlmoForCausalLM
         from flexolmo_hf.composition.folder import new_folder
 
@@ -62,23 +38,6 @@ def _copy_tokenizer(source: str, folder: Path) -> None:
 
 
 @app.command()
-def train(
-    config: Annotated[
-        Path, typer.Option(help="YAML file: model_path, data, eval_data and any field of ExpertSFTConfig.")
-    ],
-) -> None:
-    """Train one expert alone, next to the frozen public model."""
-    with _plain_errors():
-        from flexolmo_hf._extras import require
-
-        require("train", "trl", "datasets")
-        from flexolmo_hf.trainers.job import read_job, run_job
-
-        output = run_job(*read_job(config))
-    typer.echo(f"Wrote {output}.")
-
-
-@app.command()
 def pack(
     model: Annotated[Path, typer.Argument(help="A FlexOlmo checkpoint that holds the expert.")],
     out: Annotated[Path, typer.Argument(help="Folder for the package; new or empty.")],
@@ -87,7 +46,7 @@ def pack(
     license: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
 ) -> None:
     """Take one expert out of a checkpoint as a package that can be shared."""
-    with _plain_errors():
+    with plain_errors():
         from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM
         from flexolmo_hf.composition.folder import refuse_nonempty
         from flexolmo_hf.composition.training_record import read_training_record
@@ -106,7 +65,7 @@ def merge(
     package: Annotated[list[str], typer.Option(help="NAME=FOLDER of an expert package; repeat for more.")],
 ) -> None:
     """Put experts side by side with their public model; nothing is trained."""
-    with _plain_errors():
+    with plain_errors():
         from flexolmo_hf import FlexOlmoConfig, merge_experts
         from flexolmo_hf.errors import ConfigurationError, DuplicateExpertError
 
@@ -135,7 +94,7 @@ def export(
     ] = False,
 ) -> None:
     """Write a checkpoint for stock transformers and vLLM, with the chosen experts and no trace of the others."""
-    with _plain_errors():
+    with plain_errors():
         from flexolmo_hf import FlexOlmoConfig, export_checkpoint
 
         export_checkpoint(checkpoint, out, active_experts=active_experts, drop_bias=drop_bias)
@@ -155,7 +114,7 @@ def identify(
     ] = None,
 ) -> None:
     """Name a checkpoint's experts by comparing them with experts whose names are known."""
-    with _plain_errors():
+    with plain_errors():
         from flexolmo_hf import identify_experts
         from flexolmo_hf.modeling.files.locate import looks_like_a_repository
 
@@ -172,30 +131,8 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A checkpoint folder, a Hub repository or an expert package.")],
 ) -> None:
     """Show a checkpoint's experts: index, parameters, size, files, bias, and whether a plain load makes them active."""
-    with _plain_errors():
+    with plain_errors():
         from flexolmo_hf import inspect_checkpoint
         from flexolmo_hf._tables import print_summary
 
         print_summary(inspect_checkpoint(path))
-
-
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Option(help="Folder for everything the demo makes; new or empty.")] = Path(
-        "demo_output"
-    ),
-    quick: Annotated[bool, typer.Option(help="A much smaller run, to see that everything works.")] = False,
-    cache: Annotated[Path | None, typer.Option(help="Where the two packages with public texts are kept.")] = None,
-) -> None:
-    """See the whole idea on real text: a public model, two experts trained alone, merged, and switched on and off."""
-    with _plain_errors():
-        from flexolmo_hf._extras import require
-
-        require("train", "trl", "datasets")
-        from flexolmo_hf.demo.pipeline import run_demo
-
-        run_demo(output, quick=quick, cache_dir=cache)
-
-
-if __name__ == "__main__":
-    sys.exit(app())

@@ -1,0 +1,95 @@
+"""The proof that nothing frozen moved: hashes of every frozen tensor before and after."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from flexolmo_hf.errors import FrozenMovedError
+
+PROOF_FILE = "frozen.json"
+_CHUNK_BYTES = 2**26
+
+
+class FrozenProof:
+    """Remembers every frozen tensor of a model by its hash.
+
+    Args:
+        model: The model, frozen as it will be trained.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.hashes = hash_tensors(frozen_tensors(model))
+        self.fingerprint = fingerprint(self.hashes)
+
+    def check(self, model: nn.Module) -> str:
+        """Compare with the model as it is now.
+
+        Returns:
+            The fingerprint, which is that of the start.
+
+        Raises:
+            FrozenMovedError: If a frozen tensor is no longer what it was, bit for bit.
+        """
+        now = hash_tensors({name: tensor for name, tensor in _all_tensors(model).items() if name in self.hashes})
+        if moved := sorted(name for name in self.hashes if now.get(name) != self.hashes[name]):
+            raise FrozenMovedError(moved)
+        return fingerprint(now)
+
+    def write(self, folder: str | os.PathLike, model: nn.Module, step: int) -> None:
+        """Check, and write ``frozen.json`` into a folder: nothing but counts and fingerprints.
+
+        Raises:
+            FrozenMovedError: As `check`.
+        """
+        content = {
+            "fingerprint before": self.fingerprint,
+            "fingerprint after": self.check(model),
+            "frozen tensors": len(self.hashes),
+            "step": step,
+        }
+        partial = Path(folder) / f".{PROOF_FILE}"
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(Path(folder) / PROOF_FILE)
+
+
+def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters that require no gradient, by name, and the buffers that are saved."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor for name, tensor in _all_tensors(model).items() if name not in trained}
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the sha256 of each tensor's dtype, shape and bytes; of a sharded tensor, of the part that is here."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(tensors, pool.map(_hash, tensors.values()), strict=True))
+
+
+def fingerprint(hashes: Mapping[str, str]) -> str:
+    """Return one hash for all."""
+    return hashlib.sha256("\n".join(f"{name} {hashes[name]}" for name in sorted(hashes)).encode()).hexdigest()
+
+
+def _all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
+    saved = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in module._buffers.keys() - module._non_persistent_buffers_set
+    }
+    tensors.update({name: buffer for name, buffer in model.named_buffers() if name in saved})
+    return tensors
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    local = getattr(tensor, "_local_tensor", tensor).detach()
+    found = hashlib.sha256(f"{local.dtype} {tuple(local.shape)}".encode())
+    # Through the host in pieces: a copy of a whole tensor could be a gigabyte.
+    for piece in local.contiguous().view(-1).split(max(1, _CHUNK_BYTES // local.element_size())):
+        found.update(memoryview(piece.cpu().view(torch.uint8).numpy()))
+    return found.hexdigest()

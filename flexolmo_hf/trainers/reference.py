@@ -1,0 +1,89 @@
+"""The reference of preference learning: the policy itself as it was, and no second model in memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
+from flexolmo_hf.modeling.names import PUBLIC
+
+
+class Reference(nn.Module):
+    """Stands where TRL wants a reference model; runs the policy as it was at the start.
+
+    It has no parameters of its own: nothing is moved, sharded or saved twice.
+
+    Args:
+        policy: The model that is trained.
+        expert: Which of its experts is.
+        kind: ``"anchor"``, ``"start"`` or ``"auto"``; see `flexolmo_hf.trainers.config.WithReference`.
+    """
+
+    def __init__(self, policy: FlexOlmoForCausalLM, expert: str, kind: str = "auto"):
+        super().__init__()
+        # Past nn.Module's own registration: the policy must not become a part of its reference.
+        object.__setattr__(self, "policy", policy)
+        self.others = tuple(name for name in policy.active_experts if name != expert)
+        self.kind = kind if kind != "auto" else ("anchor" if starts_as_the_anchor(policy, expert) else "start")
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        object.__setattr__(self, "trained", trained)
+        object.__setattr__(self, "start", [p.detach().clone() for p in trained] if self.kind == "start" else [])
+
+    @property
+    def config(self) -> Any:
+        """The policy's configuration."""
+        return self.policy.config
+
+    def get_output_embeddings(self) -> Any:
+        """Return the policy's head, which is frozen."""
+        return self.policy.get_output_embeddings()
+
+    def base_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the policy's backbone as it was."""
+        with self.in_force():
+            return self.policy.base_model(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the policy as it was."""
+        with self.in_force():
+            return self.policy(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the policy's state as it was: TRL tells references apart by it."""
+        with self.in_force():
+            return {name: tensor.clone() for name, tensor in self.policy.state_dict(*args, **kwargs).items()}
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Let the policy be its own reference inside the block."""
+        if self.kind == "anchor":
+            with self.policy.use_experts(*self.others):
+                yield
+            return
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for index, parameter in enumerate(self.trained):
+            self.start[index], parameter.data = parameter.data, self.start[index]
+
+
+def starts_as_the_anchor(policy: FlexOlmoForCausalLM, expert: str) -> bool:
+    """Tell whether a model with the expert is, now, the same function as without it.
+
+    Two equal experts whose weights sum to 1 are one expert, whatever the router says.
+    """
+    if policy.active_experts != [PUBLIC, expert] or policy.config.num_experts_per_tok < 2:
+        return False
+    pairs = zip(policy.expert_modules(PUBLIC), policy.expert_modules(expert), strict=True)
+    return all(
+        torch.equal(mine, theirs)
+        for public, own in pairs
+        for mine, theirs in zip(public.parameters(), own.parameters(), strict=True)
+    )
