@@ -37,6 +37,7 @@ _HOMES = {
     "identify_experts": "composition.identify",
     "inspect_checkpoint": "composition.inspect",
     "merge_experts": "composition.merge",
+    "plan_training": "trainers.plan",
     "unfreeze": "trainers.freezing",
 }
 

@@ -443,12 +443,10 @@ class NonFiniteLossError(FlexOlmoError):
         self.step, self.batch, self.checkpoint = step, batch, checkpoint
 
     def __str__(self) -> str:
-        kept = (
-            f"The last good checkpoint is {self.checkpoint!r}." if self.checkpoint else "No checkpoint was saved yet."
-        )
+        kept = f"The last good checkpoint is {self.checkpoint!r}." if self.checkpoint else "None was saved yet."
         return (
-            f"The loss is not finite at step {self.step}, in batch {self.batch} of the run; the step was not taken. {kept} "
-            "Lower the learning rate, or look at that batch."
+            f"The loss is not finite at step {self.step}, in batch {self.batch} of the run; the step was not taken. "
+            f"{kept} Lower the learning rate, or look at that batch."
         )
 
 

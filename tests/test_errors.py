@@ -47,6 +47,11 @@ SAMPLES = [
     errors.NoSpaceError(2 * 10**9, 10**9),
     errors.NoSpaceError(None, 0),
     errors.StageFailedError("train", "train.log"),
+    errors.FrozenMovedError(["model.embed_tokens.weight"]),
+    errors.NonFiniteLossError(3, 12, "checkpoint-2"),
+    errors.NonFiniteLossError(1, 1, None),
+    errors.NoCheckpointError("run", ["checkpoint-3"]),
+    errors.ResumeMismatchError([("learning_rate", 1e-3, 2e-3)]),
     errors.MissingExtraError("train", ["trl"]),
 ]
 every_sample = pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)

@@ -9,7 +9,7 @@ from transformers import FlexOlmoConfig as UpstreamFlexOlmoConfig
 
 from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
 from flexolmo_hf.modeling.files.sidecar import with_sidecar_names
-from flexolmo_hf.modeling.names import check_distinct, check_expert_name, default_expert_names, parse_expert_set
+from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name, default_expert_names, parse_expert_set
 
 
 @strict
@@ -26,6 +26,8 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
             experts are created and read.
         router_bias: Whether the router adds ``min(b, 0)`` with one learned scalar per expert and layer, fixed to 0 for
             the public expert (arXiv 2507.07024).
+        expert_forms: The form of each expert that is not a full copy of the dense network's: ``{"math": {"rank": 16}}``
+            for a low-rank difference to expert 0, ``{"news": {"width": 512}}`` for a narrower network.
 
     Raises:
         ConfigurationError: If the settings contradict each other.
@@ -45,6 +47,7 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
     expert_names: list[str] = field(default_factory=list)
     active_experts: list[str] | None = None
     router_bias: bool = False
+    expert_forms: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in the defaults that depend on other settings and check the names."""
@@ -67,7 +70,20 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
         check_distinct(self.expert_names)
         if self.active_experts is not None:
             self.active_experts = parse_expert_set(self.active_experts, self.expert_names)
+        self._check_forms()
         super().__post_init__(**kwargs)
+
+    def _check_forms(self) -> None:
+        for name, form in self.expert_forms.items():
+            parse_expert_set([name], self.expert_names)
+            check_expert_form(name, form, self.hidden_size, self.intermediate_size)
+        first = self.expert_names[0]
+        relative = [name for name, form in self.expert_forms.items() if "rank" in form]
+        if PUBLIC in self.expert_forms or (relative and first in self.expert_forms):
+            raise ConfigurationError(
+                f"expert_forms gives {first!r}, the first expert, the form {self.expert_forms.get(first)}.",
+                "The public expert is always full: low-rank experts are differences to it. Leave it out of expert_forms.",
+            )
 
     @classmethod
     def get_config_dict(cls, path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -96,6 +112,35 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
 
     @property
     def loaded_indices(self) -> list[int]:
-        """Checkpoint indices of the experts that a model built from this configuration holds."""
+        """Checkpoint indices of the experts that a model built from this configuration holds.
+
+        With a low-rank expert, expert 0 is among them even if it is not active: its matrices are part of the other's.
+        """
         names = parse_expert_set(self.active_experts, self.expert_names)
-        return [self.expert_names.index(name) for name in names]
+        indices = {self.expert_names.index(name) for name in names}
+        if any("rank" in self.expert_forms.get(name, {}) for name in names):
+            indices.add(0)
+        return sorted(indices)
+
+
+def check_expert_form(name: str, form: Any, hidden: int, inner: int) -> None:
+    """Refuse what is no form of an expert.
+
+    Args:
+        name: The expert, for the error.
+        form: ``{"rank": r}`` with r from 1 to the smaller of both sizes, or ``{"width": w}`` with w below `inner`.
+        hidden: The hidden size.
+        inner: The width of a full expert.
+
+    Raises:
+        ConfigurationError: If it is anything else.
+    """
+    largest = {"rank": min(hidden, inner), "width": inner - 1}
+    if isinstance(form, dict) and len(form) == 1:
+        ((kind, size),) = form.items()
+        if kind in largest and type(size) is int and 1 <= size <= largest[kind]:
+            return
+    raise ConfigurationError(
+        f"The form of expert {name!r} is {form!r}.",
+        f'It is {{"rank": 1 to {largest["rank"]}}} or {{"width": 1 to {largest["width"]}}}; a full expert has none.',
+    )

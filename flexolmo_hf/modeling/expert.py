@@ -15,14 +15,19 @@ MATRICES = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
 
 class FlexOlmoExpert(FlexOlmoMLP):
-    """Differs from upstream's feed-forward network in its linear layers' speed on few rows."""
+    """Differs from upstream's feed-forward network in its linear layers' speed on few rows.
 
-    def __init__(self, config: FlexOlmoConfig):
+    Args:
+        config: The model's configuration.
+        width: How many neurons it has; default the configuration's ``intermediate_size``.
+    """
+
+    def __init__(self, config: FlexOlmoConfig, width: int | None = None):
         # Upstream's constructor would make and fill plain linear layers first.
         nn.Module.__init__(self)
         self.config = config
-        self.hidden_size, self.intermediate_size = config.hidden_size, config.intermediate_size
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden, inner = config.hidden_size, config.intermediate_size if width is None else width
+        self.hidden_size, self.intermediate_size = hidden, inner
         self.gate_proj = FewRowsLinear(hidden, inner, bias=False)
         self.up_proj = FewRowsLinear(hidden, inner, bias=False)
         self.down_proj = FewRowsLinear(inner, hidden, bias=False)

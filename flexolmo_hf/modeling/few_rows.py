@@ -53,15 +53,12 @@ class FewRowsLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Multiply and add the bias, ``(..., I)`` to ``(..., O)``."""
         weight, bias = self.weight, self.bias
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or input.device.type != "cpu":
+            return F.linear(input, weight, bias)
         rows = input.numel() // input.shape[-1]
-        if (
-            (rows not in _IN_BLOCKS and rows not in _WEIGHT_LEFT)
-            or input.device.type != "cpu"
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or type(weight) is not nn.Parameter
-            or torch.is_autocast_enabled("cpu")
-        ):
+        if rows not in _IN_BLOCKS and rows not in _WEIGHT_LEFT:
+            return F.linear(input, weight, bias)
+        if type(weight) is not nn.Parameter or torch.is_autocast_enabled("cpu"):
             return F.linear(input, weight, bias)
         products = multiply(input.reshape(rows, -1), weight).view(*input.shape[:-1], -1)
         return products if bias is None else products + bias

@@ -25,11 +25,11 @@ class FlexOlmoRMSNorm(upstream.FlexOlmoRMSNorm):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Divide by the root mean square over the last dimension; the shape stays."""
         if (
-            hidden_states.numel() < _SMALL
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or hidden_states.numel() < _SMALL
             or hidden_states.device.type != "cpu"
             or not hidden_states.dtype == self.weight.dtype == torch.float32
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
         ):
             output: torch.Tensor = super().forward(hidden_states)
             return output

@@ -17,11 +17,12 @@ from flexolmo_hf.errors import (
     IncompleteCheckpointError,
 )
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.expert import MATRICES, FlexOlmoExpert
+from flexolmo_hf.modeling.expert import FlexOlmoExpert
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.download import fetch_part
 from flexolmo_hf.modeling.files.locate import looks_like_a_repository, named_errors
 from flexolmo_hf.modeling.files.needed_files import read_weight_map, weight_files
+from flexolmo_hf.modeling.low_rank import LowRankExpert, build_expert, tensor_shapes
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import parse_expert_set
 
@@ -62,7 +63,7 @@ class CheckpointSource:
 
 @dataclass(frozen=True)
 class LayerParts:
-    """One expert in one layer: its matrices by name, its router row ``(H,)`` and its bias ``(1,)`` or None."""
+    """One expert in one layer: its matrices, or their factors, by name, its router row ``(H,)`` and its bias ``(1,)`` or None."""
 
     matrices: dict[str, torch.Tensor]
     row: torch.Tensor
@@ -111,7 +112,8 @@ class LiveExperts(ExpertSets):
         Raises:
             UnknownExpertError, ExpertNotLoadedError: If there is none of that name in memory.
             EmptyExpertSetError: If no expert would remain.
-            ConfigurationError: If none of the set in force would remain, or one of its experts is being trained.
+            ConfigurationError: If none of the set in force would remain, one of its experts is being trained, or it is
+                the public expert and low-rank ones are relative to it.
         """
         at = self.expert_position(name)
         everything, active = self.expert_names, self.active_experts
@@ -126,6 +128,8 @@ class LiveExperts(ExpertSets):
             )
         self._refuse_while_training()
         index = str(self.expert_indices[at])
+        if index == "0":
+            self._refuse_while_relative(name)
         with self._changing_experts():
             for mixture in self.mixtures:
                 del mixture.experts[index]
@@ -166,22 +170,30 @@ class LiveExperts(ExpertSets):
         self._refuse_special_weights()
         index = self.config.expert_names.index(name)
         with named_errors(self.source.path, self.source.subfolder):
-            parts = _read_expert(self.source.fetch(name, token), name, index, self.config, self.source.variant)
-        self.insert_expert(name, parts)
+            folder = self.source.fetch(name, token)
+            parts, form = _read_expert(folder, name, index, self.config, self.source.variant)
+        self.insert_expert(name, parts, form)
 
-    def insert_expert(self, name: str, parts: list[LayerParts]) -> None:
+    def insert_expert(self, name: str, parts: list[LayerParts], form: Mapping[str, int] | None = None) -> None:
         """Insert an expert whose tensors are at hand; `add_expert` and `load_expert` check and end here.
 
         Args:
             name: Its name; one that `config` lists keeps its index, a new one becomes the last.
             parts: Its tensors by layer. Those that have the model's dtype and device are used as they are, uncopied.
+            form: As in `FlexOlmoConfig.expert_forms`; nothing for a full expert.
+
+        Raises:
+            ConfigurationError: If the model is quantised, offloaded or being trained, or a low-rank expert has no
+                public one to be relative to.
         """
         self._refuse_special_weights()
         everything, active = self.expert_names, self.active_experts
         # Whatever can fail, does so before anything is changed.
-        experts = [self._expert_of(part, mixture) for mixture, part in zip(self.mixtures, parts, strict=True)]
+        experts = [self._expert_of(part, mixture, form) for mixture, part in zip(self.mixtures, parts, strict=True)]
         with self._changing_experts():
             index = self._index_for(name)
+            forms = {other: known for other, known in self.config.expert_forms.items() if other != name}
+            self.config.expert_forms = {**forms, name: dict(form)} if form else forms
             at = sum(other < index for other in self.expert_indices)
             if any(part.bias is not None for part in parts):
                 self._give_biases()
@@ -195,9 +207,9 @@ class LiveExperts(ExpertSets):
             self.base_model.identity = uuid.uuid4().hex  # type: ignore[attr-defined]
         self._experts_in_memory_changed(self.expert_names if active == everything else active)
 
-    def _expert_of(self, part: LayerParts, mixture: FlexOlmoMixture) -> FlexOlmoExpert:
+    def _expert_of(self, part: LayerParts, mixture: FlexOlmoMixture, form: Mapping[str, int] | None) -> nn.Module:
         with torch.device("meta"):
-            expert = FlexOlmoExpert(self.config)
+            expert = build_expert(self.config, form, mixture.public) if form else FlexOlmoExpert(self.config)
         like = mixture.gate.weight
         state = {key: tensor.to(like.device, like.dtype) for key, tensor in part.matrices.items()}
         expert.load_state_dict(state, assign=True)
@@ -227,6 +239,14 @@ class LiveExperts(ExpertSets):
                 "Load it again with the experts that are wanted: from_pretrained(..., active_experts=[...]).",
             )
 
+    def _refuse_while_relative(self, name: str) -> None:
+        experts = zip(self.expert_names, self.mixtures[0].experts.values(), strict=True)
+        if relative := [other for other, expert in experts if isinstance(expert, LowRankExpert)]:
+            raise ConfigurationError(
+                f"The low-rank experts {relative} are differences to {name!r}, so it cannot leave the memory.",
+                "Switch it off with set_active_experts([...]) instead, or remove them first.",
+            )
+
     def _refuse_while_training(self) -> None:
         if any(mixture.gate.trained_position is not None for mixture in self.mixtures):
             raise ConfigurationError(
@@ -235,23 +255,25 @@ class LiveExperts(ExpertSets):
             )
 
 
-def _read_expert(folder: Path, name: str, index: int, config: FlexOlmoConfig, variant: str | None) -> list[LayerParts]:
-    """Read one expert's tensors, mapped from their files where these allow it."""
+def _read_expert(
+    folder: Path, name: str, index: int, config: FlexOlmoConfig, variant: str | None
+) -> tuple[list[LayerParts], dict[str, int] | None]:
+    """Read one expert's tensors, mapped from their files where these allow it, and its form."""
     stored = FlexOlmoConfig.from_pretrained(folder, active_experts=None)
     if name not in stored.expert_names or stored.expert_names.index(name) != index:
         raise IncompleteCheckpointError([f"expert {name!r} with index {index}"])
     read = _reader(folder, stored, variant)
-    inner, hidden = config.intermediate_size, config.hidden_size
-    shapes = dict(zip(MATRICES, [(inner, hidden), (inner, hidden), (hidden, inner)], strict=True))
+    form = stored.expert_forms.get(name)
+    shapes = tensor_shapes(config.hidden_size, config.intermediate_size, form)
     layers = []
     for layer in range(config.num_hidden_layers):
         at = f"layers.{layer}.mlp"
-        matrices = {key: read(f"{at}.experts.{index}.{key}") for key in MATRICES}
+        matrices = {key: read(f"{at}.experts.{index}.{key}") for key in shapes}
         if wrong := [key for key, tensor in matrices.items() if tuple(tensor.shape) != shapes[key]]:
             raise IncompleteCheckpointError([], [f"{at}.experts.{index}.{key}" for key in wrong])
         bias = read(f"{at}.gate.bias")[index : index + 1].clone() if stored.router_bias else None
         layers.append(LayerParts(matrices, read(f"{at}.gate.weight")[index].clone(), bias))
-    return layers
+    return layers, form
 
 
 def _reader(folder: Path, config: FlexOlmoConfig, variant: str | None) -> Callable[[str], torch.Tensor]:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling import on_cpu
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.low_rank import build_expert
 from flexolmo_hf.modeling.packing import PackedExperts, can_pack
 from flexolmo_hf.modeling.router import FlexOlmoRouter
 from flexolmo_hf.modeling.selection import Selection
@@ -41,12 +41,20 @@ class FlexOlmoMixture(nn.Module):
     def __init__(self, config: FlexOlmoConfig, layer_idx: int = 0):
         super().__init__()
         self.gate = FlexOlmoRouter(config)
-        self.experts = nn.ModuleDict({str(index): FlexOlmoExpert(config) for index in config.loaded_indices})
+        self.experts = nn.ModuleDict()
+        for index in config.loaded_indices:
+            form = config.expert_forms.get(config.expert_names[index])
+            self.experts[str(index)] = build_expert(config, form, self.public)
         self.config = config
         self.layer_idx = layer_idx
         self.in_force: Selection | None = None
         self.packed: PackedExperts | None = None
         self.recompute_frozen = False
+
+    @property
+    def public(self) -> nn.Module | None:
+        """Expert 0, which low-rank experts are relative to; None if it is not in memory."""
+        return self.experts["0"] if "0" in self.experts else None
 
     def forward(self, hidden_BTH: torch.Tensor, selection: Selection | None = None) -> torch.Tensor:
         """Mix the outputs of each token's experts.
@@ -171,13 +179,13 @@ class FlexOlmoMixture(nn.Module):
         """Hold the experts in memory as 3-D tensors, of which the linear weights become views: no second copy.
 
         Raises:
-            ConfigurationError: If the experts are quantised, adapted or offloaded.
+            ConfigurationError: If the experts are quantised, adapted, offloaded, low-rank or of several widths.
         """
         experts = list(self.experts.values())
         if not can_pack(experts):
             raise ConfigurationError(
-                "These experts cannot be packed: their weights are not plain ones of one dtype on one device.",
-                "Pack before adding adapters; quantised and offloaded experts run unpacked.",
+                "These experts cannot be packed: their weights are not plain ones of one dtype and shape on one device.",
+                "Pack before adding adapters; quantised, offloaded, low-rank and narrow experts run unpacked.",
             )
         self.packed = PackedExperts(experts, self.config)
 
@@ -187,10 +195,11 @@ class FlexOlmoMixture(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def repack(self) -> None:
-        """Follow experts that have come or gone, if they are packed."""
+        """Follow experts that have come or gone, if they are packed; those of several forms run unpacked."""
         if self.packed is not None:
             self.packed = None
-            self.pack()
+            if can_pack(list(self.experts.values())):
+                self.pack()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FlexOlmoMixture":
         # `.to`, `.half` and their kin give each parameter memory of its own; those of packed experts share it again.

@@ -23,6 +23,7 @@ from flexolmo_hf.modeling.generation import SetsInGeneration
 from flexolmo_hf.modeling.implementation import ExpertsImplementation
 from flexolmo_hf.modeling.layer import FlexOlmoDecoderLayer, FlexOlmoRMSNorm
 from flexolmo_hf.modeling.live import LiveExperts
+from flexolmo_hf.modeling.names import parse_expert_set
 from flexolmo_hf.modeling.selection import Selection
 from flexolmo_hf.modeling.set_key import ExpertSetKeys
 
@@ -50,7 +51,8 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
         #: Tells the caches this model filled from those of others.
         self.identity = uuid.uuid4().hex
         self._expect_absent_experts()
-        self._experts_in_memory_changed(self.expert_names)
+        # The public expert may be in memory for the sake of low-rank ones alone.
+        self._experts_in_memory_changed(parse_expert_set(config.active_experts, config.expert_names))
         self.post_init()
 
     @wraps(upstream.FlexOlmoModel.forward)

@@ -100,13 +100,15 @@ class PackedExperts:
 
 
 def can_pack(experts: Sequence[Any]) -> bool:
-    """Tell whether the experts are plain weights of one kind, not quantised, adapted or offloaded ones."""
+    """Tell whether the experts are plain weights of one kind and shape, not quantised, adapted or offloaded ones."""
     if any(type(getattr(expert, name, None)) is not FewRowsLinear for expert in experts for name in _LINEAR):
         return False
     # An offloaded weight is a shape; its values come when its own module runs.
     if any(hasattr(getattr(expert, name), "_hf_hook") for expert in experts for name in _LINEAR):
         return False
     weights = [weight for expert in experts for weight in _weights(expert)]
+    if len({expert.gate_proj.weight.shape for expert in experts}) > 1:
+        return False
     return len({(weight.dtype, weight.device) for weight in weights}) == 1 and all(
         weight.dtype in _KERNEL_DTYPES and not is_traceable_wrapper_subclass(weight) for weight in weights
     )

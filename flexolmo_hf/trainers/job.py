@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset, disable_progress_bars, load_dataset
-from datasets import logging as datasets_logging
+from datasets import Dataset, disable_progress_bars
 from transformers import AutoTokenizer, HfArgumentParser
 
-from flexolmo_hf.errors import ConfigurationError, DamagedFileError, UnknownArgumentError
+from flexolmo_hf._rows import read_rows
+from flexolmo_hf.errors import ConfigurationError, UnknownArgumentError
 from flexolmo_hf.trainers.config import ExpertSFTConfig
-from flexolmo_hf.trainers.expert import ExpertSFTTrainer, load_to_train
-
-_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+from flexolmo_hf.trainers.expert import ExpertSFTTrainer
+from flexolmo_hf.trainers.mixin import load_to_train
 
 
 @dataclass
@@ -121,42 +120,3 @@ def _usable(rows: Dataset, args: ExpertSFTConfig) -> Dataset:
             f"Each needs {args.dataset_text_field!r}, 'prompt' and 'completion', or 'messages'.",
         )
     return rows
-
-
-def read_rows(places: list[str], cache: str) -> Dataset:
-    """Read rows from files, or from all readable files of folders.
-
-    Raises:
-        ConfigurationError: If a place does not exist, holds nothing readable, or kinds are mixed.
-        DamagedFileError: If the rows cannot be parsed.
-    """
-    files = [file for place in places for file in _files_of(Path(place))]
-    kinds = {_READERS[file.suffix] for file in files}
-    if len(kinds) != 1:
-        raise ConfigurationError(
-            f"The data are {len(files)} readable files of {len(kinds)} kinds.",
-            f"Give files of one kind: {', '.join(_READERS)}.",
-        )
-    (kind,) = kinds
-    options: dict[str, Any] = {"sample_by": "document"} if kind == "text" else {}
-    names = [str(file) for file in files]
-    level = datasets_logging.get_verbosity()
-    # The reader would log the whole path of a file it cannot parse.
-    datasets_logging.set_verbosity(datasets_logging.CRITICAL)
-    try:
-        return load_dataset(kind, data_files=names, split="train", cache_dir=cache, **options)
-    except Exception as error:
-        # The reader's own message quotes the text it stumbled over.
-        raise DamagedFileError(", ".join(file.name for file in files[:3]), f"its rows are not {kind}") from error
-    finally:
-        datasets_logging.set_verbosity(level)
-
-
-def _files_of(place: Path) -> list[Path]:
-    if place.is_dir():
-        return sorted(file for file in place.rglob("*") if file.suffix in _READERS)
-    if not place.is_file():
-        raise ConfigurationError(f"There is no data at {place.name!r}.", "Give files or folders that exist.")
-    if place.suffix not in _READERS:
-        raise ConfigurationError(f"{place.name!r} is of no known kind.", f"Give {', '.join(_READERS)}.")
-    return [place]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from flexolmo_hf.errors import FrozenMovedError
+from flexolmo_hf.modeling.router import FlexOlmoRouter
 
 PROOF_FILE = "frozen.json"
 _CHUNK_BYTES = 2**26
@@ -83,6 +84,11 @@ def _all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         for name in module._buffers.keys() - module._non_persistent_buffers_set
     }
     tensors.update({name: buffer for name, buffer in model.named_buffers() if name in saved})
+    for prefix, module in model.named_modules():
+        if isinstance(module, FlexOlmoRouter) and (at := module.trained_position) is not None:
+            # In the matrix, the place of the row that is trained on its own holds nothing of meaning meanwhile.
+            for name in {f"{prefix}.weight", f"{prefix}.bias"} & tensors.keys():
+                tensors[name] = torch.cat([tensors[name][:at], tensors[name][at + 1 :]])
     return tensors
 
 

@@ -174,6 +174,11 @@ class NamedExpertCheckpoint(ExpertSets):
                 "This checkpoint carries router biases, which stock transformers and vLLM do not read. "
                 "It loads as it is meant only with flexolmo_hf."
             )
+        if any(name in self.config.expert_forms for name in self.expert_names):
+            logger.warning_once(
+                "This checkpoint has low-rank or narrow experts, which stock transformers and vLLM do not know. "
+                "It loads only with flexolmo_hf; `flexolmo export` writes the full matrices."
+            )
         if self._hf_peft_config_loaded:  # type: ignore[attr-defined]
             # Upstream saves the adapter alone, whose targets are written with the checkpoint's indices.
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)  # type: ignore[misc]
@@ -206,6 +211,7 @@ class NamedExpertCheckpoint(ExpertSets):
         config.num_experts = len(indices)
         config.num_experts_per_tok = min(config.num_experts_per_tok, len(indices))
         config.expert_names = names
+        config.expert_forms = {name: form for name, form in config.expert_forms.items() if name in names}
         config.active_experts = None if active == names else active
         return config
 

@@ -5,8 +5,9 @@ Removing an expert then is deleting files, and a partial load fetches only what 
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,24 @@ SHARED = "shared"
 FILE_PATTERN = "model{suffix}.safetensors"
 
 _EXPERT_INDEX = re.compile(r"\.mlp\.experts\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A tensor that is made when its file is written, and not kept.
+
+    Attributes:
+        like: A tensor of its shape and dtype on the device "meta".
+        make: Makes it.
+    """
+
+    like: torch.Tensor
+    make: Callable[[], torch.Tensor]
+
+
+def bytes_of(tensors: Mapping[str, torch.Tensor | Deferred]) -> int:
+    """Return how many bytes the tensors take in files."""
+    return sum(_like(tensor).nbytes for tensor in tensors.values())
 
 
 def split_by_expert(
@@ -63,7 +82,7 @@ def split_by_expert(
 
 def write_weights(
     folder: Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor | Deferred],
     names: Sequence[str],
     max_shard_size: int | str,
     *,
@@ -73,7 +92,7 @@ def write_weights(
 
     Args:
         folder: Where.
-        tensors: The state of the model, mapped from files as a rule.
+        tensors: The state of the model, mapped from files as a rule, or made file by file.
         names: Names of its experts.
         max_shard_size: Largest file.
         whose: Where the tensors come from, for the error.
@@ -81,14 +100,25 @@ def write_weights(
     Raises:
         NonFiniteTensorError: If one holds NaN or infinity.
     """
-    plan = split_by_expert(tensors, names, max_shard_size)
+    plan = split_by_expert({key: _like(tensor) for key, tensor in tensors.items()}, names, max_shard_size)
     for file, keys in plan.filename_to_tensors.items():
-        for key in keys:
-            if not torch.isfinite(tensors[key]).all():
+        written = {key: _made(tensors[key]) for key in keys}
+        for key, tensor in written.items():
+            if not torch.isfinite(tensor).all():
                 raise NonFiniteTensorError(key, whose)
-        save_file({key: tensors[key].contiguous() for key in keys}, folder / file, metadata={"format": "pt"})
+        save_file({key: tensor.contiguous() for key, tensor in written.items()}, folder / file, {"format": "pt"})
+        # Before the next file's are made.
+        written.clear()
     index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _like(tensor: torch.Tensor | Deferred) -> torch.Tensor:
+    return tensor.like if isinstance(tensor, Deferred) else tensor
+
+
+def _made(tensor: torch.Tensor | Deferred) -> torch.Tensor:
+    return tensor.make() if isinstance(tensor, Deferred) else tensor
 
 
 def remove_single_file(folder: Path, variant: str | None = None) -> None:

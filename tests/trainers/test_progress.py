@@ -1,0 +1,91 @@
+"""A long run shows how fast it is, what the expert gets of the routing, and where its row and bias are."""
+
+import math
+
+import pytest
+import torch
+from transformers import ProgressCallback
+
+from flexolmo_hf import freeze_except
+from flexolmo_hf.errors import NonFiniteLossError
+from flexolmo_hf.trainers.progress import ExpertProgress, ExpertProgressBar
+from tests.modeling.test_expert_sets import named_model
+from tests.trainers.conftest import TEXT
+from tests.trainers.test_expert import Watch
+
+
+def test_the_log_has_the_experts_figures(trainer, model):
+    run = trainer(TEXT, logging_steps=1, max_steps=3)
+    run.train()
+    entries = [entry for entry in run.state.log_history if "loss" in entry]
+    assert len(entries) == 3
+    for entry in entries:
+        assert entry["tokens_per_second"] > 0
+        assert 0 < entry["routing_share"] < 1
+        assert entry["row_distance"] > 0
+        assert -1.1 < entry["router_bias"] < -0.9
+    # With equal rows and a bias of -1, the new expert starts with 27 % of the routing.
+    assert entries[0]["routing_share"] == pytest.approx(math.exp(-1) / (1 + math.exp(-1)), abs=1e-3)
+
+
+def test_shares_and_distances_are_what_they_say(input_ids):
+    model = named_model(router_bias=True)
+    freeze_except(model, "math")
+    progress = ExpertProgress(model, "math")
+    logits = [torch.randn(33, 4) for _ in model.mixtures]
+    progress.count(33, logits)
+    with torch.no_grad():
+        for mixture in model.mixtures:
+            mixture.gate.trained_row += 0.5
+    found = progress.figures()
+    at = model.expert_position("math")
+    expected = torch.stack([layer.softmax(-1)[:, at].mean() for layer in logits]).mean()
+    assert found["routing_share"] == pytest.approx(expected.item(), abs=1e-4)
+    assert found["row_distance"] == pytest.approx(0.5 * math.sqrt(64), rel=1e-5)
+    assert "routing_share" not in progress.figures()
+
+
+def test_the_bar_shows_the_newest_figures(trainer, capsys):
+    run = trainer(TEXT, logging_steps=1, disable_tqdm=False)
+    bars = [callback for callback in run.callback_handler.callbacks if isinstance(callback, ProgressCallback)]
+    assert [type(bar) for bar in bars] == [ExpertProgressBar]
+    run.train()
+    shown = capsys.readouterr().err
+    assert "loss=" in shown
+    assert "tok/s=" in shown
+    assert "share=" in shown
+
+
+def test_trackers_get_the_figures(trainer, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is optional")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trainer(TEXT, logging_steps=1, report_to="tensorboard", max_steps=3)
+    run.train()
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    written = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in written.Scalars("train/routing_share")] == [1, 2, 3]
+    assert {"train/tokens_per_second", "train/router_bias", "train/row_distance"} <= set(written.Tags()["scalars"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(trainer, model, tmp_path):
+    run = trainer(TEXT, max_steps=4, save_strategy="steps", save_steps=1, logging_steps=1)
+    seen = {}
+
+    def look():
+        if run.state.global_step == 2:
+            seen.update({name: value.clone() for name, value in model.state_dict().items()})
+            model.expert_modules("math")[0].up_proj.register_forward_hook(lambda *call: call[-1] * float("nan"))
+
+    run.add_callback(Watch(look))
+    with pytest.raises(NonFiniteLossError, match="step 3, in batch 3 .*'checkpoint-2'"):
+        run.train()
+    assert all(torch.equal(value, seen[name]) for name, value in model.state_dict().items())
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_nothing_is_printed_of_the_text(trainer, capfd):
+    run = trainer([{"text": "a very private sentence"}] * 24, logging_steps=1)
+    run.train()
+    shown = capfd.readouterr()
+    assert "private" not in shown.out + shown.err

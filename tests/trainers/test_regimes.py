@@ -1,0 +1,115 @@
+"""Whatever a run switches on, one expert moves and nothing else, bit for bit."""
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from flexolmo_hf import freeze_except
+from tests.modeling.test_expert_sets import named_model
+from tests.trainers.conftest import TEXT
+from tests.trainers.test_expert import Watch
+from tests.trainers.test_freezing import belongs_to, state
+
+REGIMES = {
+    "fused adamw": {"optim": "adamw_torch_fused"},
+    "adafactor": {"optim": "adafactor"},
+    "sgd": {"optim": "sgd", "learning_rate": 1.0},
+    "rmsprop": {"optim": "rmsprop"},
+    "accumulation and clipping": {"gradient_accumulation_steps": 3, "max_grad_norm": 1e-3},
+    "recomputed frozen experts": {"recompute_frozen": True, "gradient_checkpointing": False},
+    "recomputed twice over": {"recompute_frozen": True, "gradient_checkpointing": True},
+    "recomputed, bf16 autocast": {"recompute_frozen": True, "gradient_checkpointing": False, "bf16": True},
+    "noisy embeddings": {"neftune_noise_alpha": 5.0},
+    "several epochs": {"max_steps": -1, "num_train_epochs": 2},
+}
+
+
+def assert_only_the_expert_moved(before, after):
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved
+    for key in moved:
+        assert belongs_to(key, 1) or ".mlp.gate." in key, key
+        if ".mlp.gate." in key:
+            assert torch.equal(after[key][0], before[key][0]), key
+    assert all(key in moved for key in before if belongs_to(key, 1))
+
+
+@pytest.mark.parametrize("changes", REGIMES.values(), ids=REGIMES.keys())
+def test_only_the_expert_moves(trainer, model, changes):
+    before = state(model)
+    trainer(TEXT, **changes).train()
+    assert_only_the_expert_moved(before, state(model))
+
+
+def test_an_optimizer_with_8_bit_states_moves_only_the_expert(trainer, model):
+    pytest.importorskip("torchao", reason="torchao is optional")
+    before = state(model)
+    trainer(TEXT, optim="adamw_torch_8bit").train()
+    assert_only_the_expert_moved(before, state(model))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "changes", [{"activation_offloading": True}, {"optim": "paged_adamw_8bit"}, {"fp16": True}], ids=str
+)
+def test_only_the_expert_moves_on_a_device(trainer, model, changes):
+    before = state(model)
+    trainer(TEXT, use_cpu=False, **changes).train()
+    assert_only_the_expert_moved(before, {key: value.cpu() for key, value in state(model).items()})
+
+
+@pytest.mark.slow
+def test_a_compiled_run_moves_only_the_expert(trainer, model):
+    before = state(model)
+    trainer(TEXT, torch_compile=True, gradient_checkpointing=False).train()
+    assert_only_the_expert_moved(before, {key.removeprefix("_orig_mod."): value for key, value in state(model).items()})
+
+
+def test_clipping_looks_at_the_trained_parameters_alone(trainer, model):
+    run = trainer(TEXT, max_grad_norm=1e-3, max_steps=1, logging_steps=1)
+    norms = []
+
+    class Look(Watch):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            trained = [p.grad for p in model.parameters() if p.grad is not None]
+            norms.append((len(trained), torch.nn.utils.get_total_norm(trained).item()))
+
+    run.add_callback(Look(lambda: None))
+    run.train()
+    assert norms == [(2 * (3 + 2), pytest.approx(1e-3, rel=1e-3))]
+
+
+def test_an_average_of_weights_holds_the_frozen_ones_as_they_are(trainer, model):
+    run = trainer(TEXT, max_steps=3)
+    average = AveragedModel(model)
+    run.add_callback(Watch(lambda: average.update_parameters(model)))
+    run.train()
+    averaged = average.module.state_dict()
+    for key, value in model.state_dict().items():
+        if not belongs_to(key, 1) and ".mlp.gate." not in key:
+            assert torch.equal(averaged[key], value), key
+
+
+@pytest.mark.parametrize("per_token", [4, 2], ids=["dense", "top-k"])
+def test_recomputing_frozen_experts_changes_no_gradient_and_keeps_fewer_activations(input_ids, per_token):
+    gradients, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = named_model(per_token, router_bias=True, intermediate_size=256).train()
+        freeze_except(model, "math")
+        for mixture in model.mixtures:
+            mixture.recompute_frozen = recompute
+        bytes_kept = []
+
+        def count(tensor, into=bytes_kept):
+            into.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model(input_ids, labels=input_ids).loss
+        loss.backward()
+        kept.append(sum(bytes_kept))
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() != set()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert kept[1] < 0.75 * kept[0]
