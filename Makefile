@@ -15,7 +15,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo data test check lint bench bench-inference clean
+.PHONY: help setup demo data test check lint bench bench-inference bench-train clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' Makefile | awk -F '~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	        "Name a newer one: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt $(TORCH_ARGS) "$(TORCH)"
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,routing,dev]'
 	@touch $@
 
 demo: setup ## Train two experts, merge them and leave one out again, on a CPU; writes demo_output/
@@ -63,6 +63,9 @@ bench: setup ## Measure how fast checkpoints load
 
 bench-inference: setup ## Measure speed and memory of inference against stock, in about a quarter of an hour
 	$(BIN)/python -m benchmarks.inference
+
+bench-train: setup ## Measure speed and memory of training an expert against stock, in about five minutes
+	$(BIN)/python -m benchmarks.training
 
 clean: ## Remove caches, built files and demo_output/; .venv and the fetched data stay
 	rm -rf build dist demo_output .mypy_cache .pytest_cache .ruff_cache

@@ -11,14 +11,15 @@ from flexolmo_hf.composition.inspect import CheckpointSummary, ExpertSummary
 def print_summary(summary: CheckpointSummary) -> None:
     """Print what a checkpoint or package holds as a table."""
     table = Table(title=summary.kind, title_justify="left")
-    for column in ("expert", "index", "parameters", "size", "file", "bias", "active"):
+    for column in ("expert", "index", "form", "parameters", "size", "file", "bias", "active"):
         justify: Literal["left", "right"] = "right" if column in ("index", "parameters", "size", "bias") else "left"
         # A file name is shown whole, on two lines if need be: it is what one looks for.
         table.add_column(column, justify=justify, overflow="fold")
     for expert in summary.experts:
         table.add_row(*_cells(expert))
     if summary.shared_parameters:
-        table.add_row("(shared)", "", f"{summary.shared_parameters:,}", _megabytes(summary.shared_bytes), "", "", "")
+        size = _megabytes(summary.shared_bytes)
+        table.add_row("(shared)", "", "", f"{summary.shared_parameters:,}", size, "", "", "")
     console = Console()
     console.print(table)
     if len(summary.experts) > 1:
@@ -32,6 +33,7 @@ def _cells(expert: ExpertSummary) -> list[str]:
     return [
         expert.name,
         "-" if expert.index is None else str(expert.index),
+        expert.form,
         f"{expert.parameters:,}",
         _megabytes(expert.bytes),
         files,

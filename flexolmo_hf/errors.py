@@ -6,7 +6,7 @@ the errors picklable across worker processes.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -339,6 +339,38 @@ class AnchorMismatchError(FlexOlmoError):
         )
 
 
+class RouterProjectionError(FlexOlmoError):
+    """Router rows were made from text in different ways."""
+
+    def __init__(self, first: str, second: str, differences: Sequence[tuple[str, Any, Any]]):
+        super().__init__(first, second, list(differences))
+        self.first, self.second, self.differences = first, second, list(differences)
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"{name} is {one!r} and {other!r}" for name, one, other in self.differences)
+        return (
+            f"The router rows of {self.first!r} and {self.second!r} were made in different ways: {shown}. A router "
+            "compares its rows, so all of them come from one encoder and one projection. Embed the texts again with "
+            "the anchor's."
+        )
+
+
+class SharedWeightsError(FlexOlmoError):
+    """Packages carry shared weights that were trained too, and nobody asked for their average."""
+
+    def __init__(self, moved: Mapping[str, Sequence[str]]):
+        super().__init__({name: list(groups) for name, groups in moved.items()})
+        self.moved = {name: list(groups) for name, groups in moved.items()}
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"{name!r}: {', '.join(groups)}" for name, groups in self.moved.items())
+        return (
+            f"Shared weights were trained together with the expert ({shown}). Side by side they fit no common anchor. "
+            "They can be averaged, but leaving an expert out is then no longer exact. Say average_shared=True if that "
+            "is meant."
+        )
+
+
 class AmbiguousExpertError(FlexOlmoError):
     """Experts that should tell each other apart by their weights do not."""
 
@@ -378,7 +410,7 @@ class OutputPlaceError(FlexOlmoError):
         self.place, self.reason = place, reason
 
     def __str__(self) -> str:
-        return f"Nothing can be written to {self.place!r}: {self.reason}. Name a new folder."
+        return f"Nothing can be written to {self.place!r}: {self.reason}. Name a new one."
 
 
 class NoSpaceError(FlexOlmoError, OSError):
@@ -472,3 +504,24 @@ class ResumeMismatchError(FlexOlmoError):
     def __str__(self) -> str:
         shown = "; ".join(f"{name} was {then!r} and is {now!r}" for name, then, now in self.changes)
         return f"This run was started otherwise: {shown}. Resume with the same, or start anew in another folder."
+
+
+class TooFewDocumentsError(FlexOlmoError):
+    """Fewer documents can be used than are needed."""
+
+    def __init__(self, whose: str, usable: int, needed: int, empty: int, unusable: int, repeated: int = 0):
+        super().__init__(whose, usable, needed, empty, unusable, repeated)
+        self.whose, self.usable, self.needed = whose, usable, needed
+        self.empty, self.unusable, self.repeated = empty, unusable, repeated
+
+    def __str__(self) -> str:
+        why = {
+            "empty": self.empty,
+            "without a usable embedding (NaN, infinite or zero)": self.unusable,
+            "repeated": self.repeated,
+        }
+        left_out = ", ".join(f"{count} {what}" for what, count in why.items() if count)
+        return (
+            f"{self.usable} {self.whose} documents can be used{f' ({left_out})' if left_out else ''}, and at least "
+            f"{self.needed} are needed. Give more{', or try the encoder on one of them' if self.unusable else ''}."
+        )

@@ -1,7 +1,9 @@
 """Tiny models built in code, and the rule that no test opens a socket."""
 
+import hashlib
 import os
 import socket
+from contextlib import contextmanager
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -17,6 +19,7 @@ from transformers.models.flex_olmo import FlexOlmoForCausalLM as StockModel
 from transformers.utils import logging
 
 import flexolmo_hf  # noqa: F401 (registers the architecture)
+from flexolmo_hf.errors import FlexOlmoError
 
 logging.disable_progress_bar()
 
@@ -84,8 +87,7 @@ def input_ids():
     return torch.randint(2, TINY["vocab_size"], (3, 11))
 
 
-@pytest.fixture
-def tokenizer():
+def byte_tokenizer():
     """A byte tokenizer without merges: 256 bytes, an end and a padding token."""
     vocab = {"<pad>": 0, "<eos>": 1}
     vocab |= {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=2)}
@@ -95,3 +97,33 @@ def tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokens, eos_token="<eos>", pad_token="<pad>", model_input_names=["input_ids", "attention_mask"]
     )
+
+
+@pytest.fixture
+def tokenizer():
+    return byte_tokenizer()
+
+
+def tree(folder):
+    """Return everything under a folder, hidden or not, with the hash of each file."""
+    paths = {path.relative_to(folder): path for path in folder.rglob("*")}
+    return {name: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else None for name, p in paths.items()}
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Expect an error of a kind that says certain things in one line, names no path, and leaves the disk as it was."""
+
+    @contextmanager
+    def expect(kind, *says):
+        before = tree(tmp_path)
+        with pytest.raises(kind) as caught:
+            yield
+        message = str(caught.value)
+        assert isinstance(caught.value, FlexOlmoError), message
+        assert [part for part in says if part not in message] == [], message
+        assert str(tmp_path) not in message
+        assert "\n" not in message
+        assert tree(tmp_path) == before
+
+    return expect

@@ -12,11 +12,18 @@ import torch
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM, export_checkpoint, inspect_checkpoint, merge_experts
+from flexolmo_hf import (
+    DomainEmbedding,
+    ExpertPackage,
+    FlexOlmoForCausalLM,
+    export_checkpoint,
+    inspect_checkpoint,
+    merge_experts,
+)
 from flexolmo_hf.cli import app
 from flexolmo_hf.modeling.files.sidecar import read_expert_names
 from tests.composition.conftest import consortium, edit_json, logits, tree
-from tests.conftest import as_one_file
+from tests.conftest import as_one_file, dense_model
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "model.safetensors"
@@ -115,7 +122,7 @@ def test_inspect_shows_every_expert_of_a_model(place):
     for expert in inspect_checkpoint("out").experts:
         row = next(line for line in said.splitlines() if f" {expert.name} " in line)
         assert [cell.strip() for cell in row.strip("│ ").split("│")] == [
-            expert.name, str(expert.index), "18,560", "0.07 MB", expert.files[0], "none", "yes"
+            expert.name, str(expert.index), "full", "18,560", "0.07 MB", expert.files[0], "none", "yes"
         ]  # fmt: skip
 
 
@@ -304,3 +311,20 @@ def test_a_wrong_command_line_ends_with_code_2_and_says_what_is_missing(place, a
     assert result.exit_code == 2
     assert says in result.output
     assert not (place / "out").exists()
+
+
+def test_a_row_that_was_embedded_is_where_a_new_expert_starts(tmp_path, tokenizer):
+    dense = dense_model(vocab_size=len(tokenizer))
+    dense.save_pretrained(tmp_path / "dense")
+    rows = {"public": torch.full((64,), 0.25), "math": torch.arange(64.0)}
+    for name, values in rows.items():
+        DomainEmbedding(values).save(tmp_path / f"{name}.npy")
+    given = [part for name in rows for part in ("--row", f"{name}={tmp_path / name}.npy")]
+    done = run("init", str(tmp_path / "dense"), str(tmp_path / "start"), "--expert", "math", *given)
+    assert done.exit_code == 0, done.output
+    model = FlexOlmoForCausalLM.from_pretrained(tmp_path / "start")
+    for mixture in model.mixtures:
+        assert torch.equal(mixture.gate.weight, torch.stack([rows["public"], rows["math"]]))
+    refused = run("init", str(tmp_path / "start"), str(tmp_path / "next"), "--expert", "code", *given)
+    assert refused.exit_code == 2
+    assert "keep theirs" in " ".join(refused.output.split())

@@ -37,6 +37,7 @@ SAMPLES = [
     errors.NotAPackageError("folder", "there is no manifest.json"),
     errors.AnchorMismatchError("math", ["rms_norm_eps 1e-05 instead of 1e-06"], ["lm_head.weight"]),
     errors.AnchorMismatchError("math", [], ["lm_head.weight"]),
+    errors.RouterProjectionError("math", "code", [("seed", 0, 1), ("encoder_width", 384, 512)]),
     errors.AmbiguousExpertError(["math"], [1, 2]),
     errors.AmbiguousExpertError(["math", "code"], [1]),
     errors.ExpertRowsError("2 sets of experts for 3 rows", "give one set per row"),
@@ -47,12 +48,15 @@ SAMPLES = [
     errors.NoSpaceError(2 * 10**9, 10**9),
     errors.NoSpaceError(None, 0),
     errors.StageFailedError("train", "train.log"),
+    errors.SharedWeightsError({"math": ["embeddings", "lm_head"]}),
     errors.FrozenMovedError(["model.embed_tokens.weight"]),
     errors.NonFiniteLossError(3, 12, "checkpoint-2"),
     errors.NonFiniteLossError(1, 1, None),
     errors.NoCheckpointError("run", ["checkpoint-3"]),
     errors.ResumeMismatchError([("learning_rate", 1e-3, 2e-3)]),
     errors.MissingExtraError("train", ["trl"]),
+    errors.TooFewDocumentsError("private", 3, 20, 1, 0),
+    errors.TooFewDocumentsError("public", 0, 20, 0, 30, 2),
 ]
 every_sample = pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
 

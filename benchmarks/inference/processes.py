@@ -11,11 +11,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def command_and_place(module: str, *arguments: str) -> dict[str, Any]:
-    """Return what `subprocess` needs to run a module of this package, without network."""
+def command_and_place(module: str, *arguments: str, package: str = "benchmarks.inference") -> dict[str, Any]:
+    """Return what `subprocess` needs to run a module of a benchmark's package, without network."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return {
-        "args": [sys.executable, "-m", f"benchmarks.inference.{module}", *arguments],
+        "args": [sys.executable, "-m", f"{package}.{module}", *arguments],
         "cwd": ROOT,
         "env": environment,
         "text": True,
@@ -25,10 +25,12 @@ def command_and_place(module: str, *arguments: str) -> dict[str, Any]:
 class Worker:
     """A long-lived process with a model of its own; ends with the ``with`` block."""
 
+    package = "benchmarks.inference"
+
     def __init__(self, who: str):
         self.who = who
         self._process: subprocess.Popen[str] = subprocess.Popen(
-            **command_and_place("worker", who), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            **command_and_place("worker", who, package=self.package), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def ask(self, do: str, **details: Any) -> Any:

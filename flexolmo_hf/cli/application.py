@@ -1,7 +1,7 @@
 """What every subcommand shares: the application, and how our own errors are shown."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -27,3 +27,23 @@ def plain_errors() -> Iterator[None]:
     except FlexOlmoError as error:
         typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(2) from None
+
+
+def named_files(option: str, items: Sequence[str], kind: str = "FILE") -> dict[str, str]:
+    """Read NAME=FILE as an option that may be repeated gives it.
+
+    Raises:
+        ConfigurationError: If one has no ``=``.
+        DuplicateExpertError: If a name comes twice.
+    """
+    from flexolmo_hf.errors import ConfigurationError, DuplicateExpertError
+
+    found: dict[str, str] = {}
+    for item in items:
+        name, separator, place = item.partition("=")
+        if not separator:
+            raise ConfigurationError(f"--{option} {item!r} has no '='.", f"Write --{option} NAME={kind}.")
+        if name in found:
+            raise DuplicateExpertError(name, [*found, name])
+        found[name] = place
+    return found

@@ -5,25 +5,39 @@ from typing import Annotated
 
 import typer
 
-from flexolmo_hf.cli.application import app, plain_errors
+from flexolmo_hf.cli.application import app, named_files, plain_errors
 
 
 @app.command()
 def init(
-    dense: Annotated[str, typer.Argument(help="A dense OLMo-2 checkpoint: folder or Hub repository.")],
+    dense: Annotated[
+        str,
+        typer.Argument(help="A dense OLMo-2 checkpoint; or, with --expert, the folder of a FlexOlmo one to join."),
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the FlexOlmo checkpoint; new or empty.")],
     expert: Annotated[str | None, typer.Option(help="Name of a new expert to be trained.")] = None,
     router_bias: Annotated[bool, typer.Option(help="Give the router a negative bias per expert and layer.")] = False,
+    bias_start: Annotated[
+        float | None,
+        typer.Option(help="Where the new expert's bias starts, at most 0; default -1.", show_default=False),
+    ] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE of a router row, from flexolmo embed; repeat for more.", show_default=False),
+    ] = None,
 ) -> None:
-    """Make a FlexOlmo checkpoint from a dense OLMo-2 one."""
+    """Make a FlexOlmo checkpoint from a dense OLMo-2 one, or add a new expert to a FlexOlmo one."""
     with plain_errors():
-        from flexolmo_hf import FlexOlmoForCausalLM
-        from flexolmo_hf.composition.folder import new_folder
+        from flexolmo_hf._folder import new_folder
+        from flexolmo_hf.composition.new_expert import starting_model
+        from flexolmo_hf.routing.embedding_file import load_embedding
 
         with new_folder(out) as folder:
-            FlexOlmoForCausalLM.from_dense(dense, expert=expert, router_bias=router_bias).save_pretrained(folder)
+            rows = {name: load_embedding(file) for name, file in named_files("row", row or []).items()}
+            model = starting_model(dense, expert=expert, router_bias=router_bias, bias_start=bias_start, rows=rows)
+            model.save_pretrained(folder)
             _copy_tokenizer(dense, folder)
-    typer.echo(f"Wrote {out}: experts {['public'] if expert is None else ['public', expert]}.")
+    typer.echo(f"Wrote {out}: experts {model.expert_names}.")
 
 
 def _copy_tokenizer(source: str, folder: Path) -> None:
@@ -32,7 +46,7 @@ def _copy_tokenizer(source: str, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError):
-        typer.echo("The dense checkpoint has no tokenizer; none was copied.", err=True)
+        typer.echo("The checkpoint has no tokenizer; none was copied.", err=True)
         return
     tokenizer.save_pretrained(folder)
 
@@ -48,7 +62,7 @@ def pack(
     """Take one expert out of a checkpoint as a package that can be shared."""
     with plain_errors():
         from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM
-        from flexolmo_hf.composition.folder import refuse_nonempty
+        from flexolmo_hf._folder import refuse_nonempty
         from flexolmo_hf.composition.training_record import read_training_record
 
         refuse_nonempty(out)
@@ -63,21 +77,15 @@ def merge(
     anchor: Annotated[str, typer.Argument(help="The public model: a dense OLMo-2 or a FlexOlmo checkpoint.")],
     out: Annotated[Path, typer.Argument(help="Folder for the merged model; new or empty.")],
     package: Annotated[list[str], typer.Option(help="NAME=FOLDER of an expert package; repeat for more.")],
+    average_shared: Annotated[
+        bool, typer.Option(help="Average shared weights that owners trained too; leaving one out is then not exact.")
+    ] = False,
 ) -> None:
     """Put experts side by side with their public model; nothing is trained."""
     with plain_errors():
         from flexolmo_hf import FlexOlmoConfig, merge_experts
-        from flexolmo_hf.errors import ConfigurationError, DuplicateExpertError
 
-        experts: dict[str, str] = {}
-        for item in package:
-            name, separator, folder = item.partition("=")
-            if not separator:
-                raise ConfigurationError(f"--package {item!r} has no '='.", "Write --package NAME=FOLDER.")
-            if name in experts:
-                raise DuplicateExpertError(name, [*experts, name])
-            experts[name] = folder
-        merge_experts(anchor, experts, out)
+        merge_experts(anchor, named_files("package", package, "FOLDER"), out, average_shared=average_shared)
         names = FlexOlmoConfig.from_pretrained(out).expert_names
     typer.echo(f"Wrote {out}: experts {names}.")
 

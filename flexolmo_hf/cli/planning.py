@@ -39,7 +39,8 @@ def _show(found: Any, model: str) -> None:
     from rich.table import Table
 
     among, memory = found.assumptions, found.memory
-    table = Table(title=f"{Path(model).name}, one expert of {among.experts} trained on {among.gpus} GPUs, {among.strategy}")
+    gpus = "1 GPU" if among.gpus == 1 else f"{among.gpus} GPUs, {among.strategy}"
+    table = Table(title=f"{Path(model).name}: one of {among.experts} experts on {gpus}", title_justify="left")
     table.add_column("on each GPU")
     table.add_column("GB", justify="right")
     table.add_column("what")
@@ -49,7 +50,7 @@ def _show(found: Any, model: str) -> None:
         ("gradients", memory.gradients, f"{among.gradient_bytes:g} bytes for each trained one"),
         ("optimizer state", memory.optimizer, f"{among.optimizer_bytes:g} bytes for each trained one"),
         ("activations", memory.activations, _activations(among)),
-        ("gathered", memory.gathered, "layers brought together while they work"),
+        ("working copies", memory.working, "weights as they are computed with"),
         ("overhead", memory.overhead, "libraries and fragmentation"),
         ("total", memory.total, f"of {among.gpu_memory_gb:g} GB"),
     ):
@@ -72,7 +73,7 @@ def _sentences(found: Any) -> list[str]:
         f"Speed: {found.tokens_per_second:,.0f} tokens/s, {found.tokens_per_day / 1e9:.2f} B tokens per day, "
         f"{found.days:,.1f} days for {among.tokens / 1e9:g} B, at {among.utilisation:.0%} of "
         f"{among.peak_flops / 1e12:,.0f} TFLOP/s per GPU and {found.flops_per_token / 1e9:,.1f} GFLOP per token.",
-        f"Each GPU receives {received / 1e9:,.1f} GB per step: {what}.",
+        f"Each GPU receives {received / 1e9:,.1f} GB per micro-batch: {what}.",
     ]
     if found.fits:
         return [*lines, "It fits."]

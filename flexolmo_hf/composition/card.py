@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from flexolmo_hf.composition.manifest import Manifest
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.low_rank import describe_form
 from flexolmo_hf.modeling.names import PUBLIC
 
 CARD_FILE = "README.md"
@@ -26,11 +27,15 @@ def write_package_card(folder: Path, manifest: Manifest, *, parameters: int) -> 
         folder,
         license=manifest.license,
         title=f"Expert {manifest.name} for FlexOlmo",
-        summary="One expert of a FlexOlmo language model, trained alone by its owner beside a frozen public model.",
+        summary=(
+            "One expert of a FlexOlmo language model, trained alone by its owner beside a frozen public model."
+            f"{_about_forms({manifest.name: manifest.form})}"
+        ),
         is_package=True,
         experts=[_entry(manifest, index=1)],
         parameters=parameters,
         has_bias=manifest.router_bias,
+        shared=", ".join(manifest.unfrozen),
         anchor_digest=manifest.anchor.digest,
     )
 
@@ -59,12 +64,14 @@ def write_model_card(
         title=f"FlexOlmo with {', '.join(config.expert_names)}",
         summary=(
             f"A FlexOlmo language model of {config.num_experts} experts, put side by side without joint training. "
-            "Each can be left out by name."
+            f"Each can be left out by name.{_about_forms(config.expert_forms)}"
         ),
         is_package=False,
         experts=experts,
         load_example=str(config.expert_names[:2]).replace("'", '"'),
         has_bias=config.router_bias,
+        has_forms=bool(config.expert_forms),
+        shared="the shared weights" if config.shared_averaged else "",
         anchor_digest=next(iter(manifests.values())).anchor.digest,
     )
 
@@ -76,9 +83,21 @@ def _entry(manifest: Manifest, *, index: int) -> dict[str, Any]:
         "owner": _cell(manifest.owner),
         "license": _cell(manifest.license),
         "router_bias": manifest.router_bias,
-        "training": {_cell(key): _cell(value) for key, value in manifest.training.items()},
+        "training": {_cell(key): _cell(_plain(value)) for key, value in manifest.training.items()},
         "evaluation": {_cell(key): _cell(value) for key, value in manifest.evaluation.items()},
     }
+
+
+def _about_forms(forms: Mapping[str, Mapping[str, int]]) -> str:
+    """Say which experts are not full; nothing if all are."""
+    other = [f"{name} ({describe_form(form)})" for name, form in forms.items() if form]
+    kinds = "Experts that are low-rank differences to the public one (rank) or have fewer neurons (width)"
+    return f" {kinds}: {', '.join(other)}." if other else ""
+
+
+def _plain(value: Any) -> Any:
+    """Write a record within a record, such as that of a compression, as one line."""
+    return ", ".join(f"{key}: {entry}" for key, entry in value.items()) if isinstance(value, dict) else value
 
 
 def _cell(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Exporting: a checkpoint for software that knows neither names nor sets; the experts left out are not in its files.
 
-Tensors are mapped from file to file, so the memory needed is that of the router's matrices, not of the model.
+Tensors are mapped from file to file, so the memory needed is that of the router's matrices, not of the model. Low-rank
+and narrow experts are written with full matrices, which are made file by file.
 """
 
 import os
@@ -13,12 +14,14 @@ import torch
 from transformers import Olmo2Config
 from transformers.models.flex_olmo import FlexOlmoConfig as StockConfig
 
-from flexolmo_hf.composition.folder import new_folder, refuse_nonempty
+from flexolmo_hf._folder import new_folder, refuse_nonempty
+from flexolmo_hf.composition.compress import full_matrix
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
 from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert import MATRICES
-from flexolmo_hf.modeling.files.layout import write_weights
+from flexolmo_hf.modeling.files.layout import Deferred, bytes_of, write_weights
+from flexolmo_hf.modeling.low_rank import tensor_shapes
 from flexolmo_hf.modeling.names import parse_expert_set
 
 
@@ -61,9 +64,8 @@ def export_checkpoint(
     kept = _kept_experts(active_experts, reader)
     if reader.config.router_bias and not drop_bias:
         _refuse_bias(reader, kept)
-    tensors = {**_shared_tensors(reader, kept), **_expert_tensors(reader, kept)}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    with new_folder(output_dir, needed_bytes=size) as partial:
+    tensors: dict[str, torch.Tensor | Deferred] = {**_shared_tensors(reader, kept), **_expert_tensors(reader, kept)}
+    with new_folder(output_dir, needed_bytes=bytes_of(tensors)) as partial:
         write_weights(partial, tensors, kept, max_shard_size, whose="the checkpoint")
         stock_config(reader.config, kept).save_pretrained(partial)
         for file in non_weight_files(reader.folder):
@@ -125,11 +127,29 @@ def _shared_tensors(reader: CheckpointReader, kept: list[str]) -> dict[str, torc
     return shared
 
 
-def _expert_tensors(reader: CheckpointReader, kept: list[str]) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
+def _expert_tensors(reader: CheckpointReader, kept: list[str]) -> dict[str, torch.Tensor | Deferred]:
+    tensors: dict[str, torch.Tensor | Deferred] = {}
     for new, name in enumerate(kept):
-        old = reader.config.expert_names.index(name)
         for layer in range(reader.config.num_hidden_layers):
             experts = f"model.layers.{layer}.mlp.experts"
-            tensors |= {f"{experts}.{new}.{m}": reader.tensor(f"{experts}.{old}.{m}") for m in MATRICES}
+            for matrix in MATRICES:
+                tensors[f"{experts}.{new}.{matrix}"] = _matrix(reader, layer, name, matrix)
     return tensors
+
+
+def _matrix(reader: CheckpointReader, layer: int, expert: str, matrix: str) -> torch.Tensor | Deferred:
+    config, experts = reader.config, f"model.layers.{layer}.mlp.experts"
+    index, form = config.expert_names.index(expert), config.expert_forms.get(expert, {})
+
+    def own(name: str) -> torch.Tensor:
+        return reader.tensor(f"{experts}.{index}.{name}")
+
+    def public() -> torch.Tensor:
+        return reader.tensor(f"{experts}.0.{matrix}")
+
+    if not form:
+        return own(matrix)
+    shape = tensor_shapes(config.hidden_size, config.intermediate_size)[matrix]
+    stored = own(next(iter(tensor_shapes(config.hidden_size, config.intermediate_size, form))))
+    like = torch.empty(shape, dtype=stored.dtype, device="meta")
+    return Deferred(like, lambda: full_matrix(matrix, form, config.intermediate_size, own, public))

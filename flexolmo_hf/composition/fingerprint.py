@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.hashing import hash_tensor
+from flexolmo_hf.modeling.names import PUBLIC
 
 #: Settings that change what the same weights compute.
 ANCHOR_SETTINGS = (
@@ -98,6 +100,18 @@ def fingerprint_anchor(
     hashes = {name: hash_tensor(tensor(name)) for name in kept}
     hashes |= {PUBLIC_ROW.format(layer=layer): hash_tensor(row) for layer, row in public_rows.items()}
     return AnchorFingerprint(anchor_settings(config), hashes)
+
+
+def fingerprint_of(model: ExpertSets) -> AnchorFingerprint:
+    """Hash the anchor within a model that holds the public expert as its first.
+
+    Raises:
+        ExpertNotLoadedError: If the public expert was left out at load time.
+    """
+    public = model.expert_position(PUBLIC)
+    state = model.state_dict()  # type: ignore[attr-defined]
+    rows = {layer: mixture.gate.rows()[0][public].detach() for layer, mixture in enumerate(model.mixtures)}
+    return fingerprint_anchor(model.config, state, state.__getitem__, rows)
 
 
 def is_anchor_tensor(name: str, config: FlexOlmoConfig) -> bool:

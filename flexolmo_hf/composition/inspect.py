@@ -10,6 +10,7 @@ from flexolmo_hf.composition.manifest import MANIFEST_FILE
 from flexolmo_hf.composition.package import ExpertPackage
 from flexolmo_hf.composition.reader import CheckpointReader
 from flexolmo_hf.composition.verification import WEIGHTS_FILE
+from flexolmo_hf.modeling.low_rank import describe_form
 
 
 @dataclass
@@ -24,6 +25,7 @@ class ExpertSummary:
         files: Names of the files that hold its matrices.
         bias: Its router bias ``min(b, 0)``, averaged over layers; None without biases.
         active: Whether a plain load makes it active.
+        form: ``"full"``, ``"rank 16"`` (a low-rank difference to the public expert) or ``"width 512"``.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ExpertSummary:
     files: list[str] = field(default_factory=list)
     bias: float | None = None
     active: bool = True
+    form: str = "full"
 
 
 @dataclass
@@ -78,6 +81,7 @@ def _inspect_package(folder: Path) -> CheckpointSummary:
         bytes=(folder / WEIGHTS_FILE).stat().st_size,
         files=[WEIGHTS_FILE],
         bias=sum(biases) / len(biases) if biases else None,
+        form=describe_form(package.manifest.form),
     )
     return CheckpointSummary("expert package", [expert], anchor_digest=package.manifest.anchor.digest)
 
@@ -85,7 +89,10 @@ def _inspect_package(folder: Path) -> CheckpointSummary:
 def _inspect_model(reader: CheckpointReader) -> CheckpointSummary:
     config = reader.config
     active = reader.active_experts
-    experts = [ExpertSummary(name, index, active=name in active) for index, name in enumerate(config.expert_names)]
+    experts = [
+        ExpertSummary(name, index, active=name in active, form=describe_form(config.expert_forms.get(name)))
+        for index, name in enumerate(config.expert_names)
+    ]
     summary = CheckpointSummary(
         "dense OLMo-2 model" if reader.is_dense else "FlexOlmo model",
         experts,

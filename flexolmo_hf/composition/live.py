@@ -9,10 +9,12 @@ import torch
 from flexolmo_hf.composition.fingerprint import AnchorFingerprint, fingerprint_anchor, is_anchor_tensor
 from flexolmo_hf.composition.package import ExpertPackage
 from flexolmo_hf.composition.reader import CheckpointReader
+from flexolmo_hf.composition.shared_weights import refuse_unless_averaged
 from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, DuplicateExpertError
-from flexolmo_hf.modeling.expert import MATRICES
+from flexolmo_hf.modeling.embedded_row import RouterProjection, common_projection
 from flexolmo_hf.modeling.files.locate import looks_like_a_repository
 from flexolmo_hf.modeling.live import LayerParts, LiveExperts
+from flexolmo_hf.modeling.low_rank import tensor_shapes
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
 
 
@@ -28,17 +30,22 @@ def add_package(model: LiveExperts, package: Any, name: str | None = None) -> No
     name = check_expert_name(opened.name if name is None else name)
     if name in model.expert_names:
         raise DuplicateExpertError(name, model.expert_names)
+    refuse_unless_averaged({name: opened}, average_shared=False)
     check_distinct([*(other for other in model.config.expert_names if other != name), name])
+    projections = {"the model": RouterProjection.read(model.config.router_projection)}
+    projection = common_projection({**projections, name: opened.manifest.router_projection})
     _refuse_other_anchor(model, name, opened)
     # A package at hand may hold the very memory of the model it was taken from.
     own = opened is package
     rows, biases = opened.rows(), opened.biases()
-    parts = []
+    form, parts = opened.manifest.form, []
+    names = tensor_shapes(model.config.hidden_size, model.config.intermediate_size, form)
     for layer in range(model.config.num_hidden_layers):
-        matrices = {key: opened.tensors[f"layers.{layer}.{key}"] for key in MATRICES}
+        matrices = {key: opened.tensors[f"layers.{layer}.{key}"] for key in names}
         copies = {key: tensor.clone() for key, tensor in matrices.items()} if own else matrices
         parts.append(LayerParts(copies, rows[layer], biases.get(layer)))
-    model.insert_expert(name, parts)
+    model.insert_expert(name, parts, form)
+    model.config.router_projection = None if projection is None else projection.record()
     homes = {key: home for key, home in model._homes.items() if key != name}
     if not own:
         # A folder once and for all: a relative one might later be taken for a repository of that name.

@@ -7,6 +7,7 @@ from typing import Any
 
 from flexolmo_hf.composition.fingerprint import AnchorFingerprint
 from flexolmo_hf.errors import FlexOlmoError, NotAPackageError
+from flexolmo_hf.modeling.embedded_row import RouterProjection
 from flexolmo_hf.modeling.names import check_expert_name
 
 MANIFEST_FILE = "manifest.json"
@@ -24,6 +25,10 @@ class Manifest:
             "float32"]}``.
         sha256: Hash of the weight file.
         router_bias: Whether the package carries router biases.
+        router_projection: How the rows it was trained with were made from text; None if they were not, or nobody said.
+        form: What the matrices are, as in `FlexOlmoConfig.expert_forms`; empty for full ones.
+        unfrozen: Shared weights that were trained too, of `composition.shared_weights.SHARED`; empty if nothing shared
+            moved, as the method wants it.
         owner: Who answers for the expert, as they wish to be named; empty if not said.
         license: Licence of the weights, as an SPDX identifier or a name; empty if not said.
         training: How it was trained: numbers and choices, never texts, paths or names of data sets.
@@ -35,6 +40,9 @@ class Manifest:
     tensors: dict[str, list]
     sha256: str
     router_bias: bool = False
+    router_projection: RouterProjection | None = None
+    form: dict[str, int] = field(default_factory=dict)
+    unfrozen: list[str] = field(default_factory=list)
     owner: str = ""
     license: str = ""
     training: dict[str, Any] = field(default_factory=dict)
@@ -44,6 +52,10 @@ class Manifest:
         """Write ``manifest.json`` into a folder."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         content["anchor"] = {"digest": self.anchor.digest, **content["anchor"]}
+        for later in ("form", "unfrozen"):
+            if not content[later]:
+                # Programs that do not know them yet read the packages that have none.
+                del content[later]
         text = json.dumps(content, indent=2, sort_keys=True)
         (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -53,6 +65,7 @@ class Manifest:
 
         Raises:
             NotAPackageError: If it is missing, of another format or version, or incomplete.
+            ConfigurationError: If the projection it speaks of is none.
         """
         try:
             content = json.loads((folder / MANIFEST_FILE).read_text("utf-8"))
@@ -69,6 +82,7 @@ class Manifest:
         try:
             anchor = content.pop("anchor")
             digest = anchor.pop("digest")
+            content["router_projection"] = RouterProjection.read(content.get("router_projection"))
             manifest = cls(anchor=AnchorFingerprint(**anchor), **content)
             check_expert_name(manifest.name)
             _check_types(manifest)
@@ -87,7 +101,8 @@ class Manifest:
 
 
 def _check_types(manifest: Manifest) -> None:
-    kinds = {str: ("sha256", "owner", "license"), dict: ("tensors", "training", "evaluation"), bool: ("router_bias",)}
+    kinds: dict[type, tuple[str, ...]] = {str: ("sha256", "owner", "license"), bool: ("router_bias",)}
+    kinds |= {dict: ("tensors", "form", "training", "evaluation"), list: ("unfrozen",)}
     for kind, names in kinds.items():
         for name in names:
             if not isinstance(getattr(manifest, name), kind):

@@ -13,16 +13,20 @@ from pathlib import Path
 
 import torch
 
+from flexolmo_hf._folder import new_folder, refuse_nonempty
 from flexolmo_hf.composition.card import write_model_card
 from flexolmo_hf.composition.fingerprint import AnchorFingerprint, fingerprint_anchor
-from flexolmo_hf.composition.folder import new_folder, refuse_nonempty
 from flexolmo_hf.composition.package import ExpertPackage
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
+from flexolmo_hf.composition.router_base import copy_router_base
+from flexolmo_hf.composition.shared_weights import averaged, refuse_unless_averaged
 from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, EmptyExpertSetError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
-from flexolmo_hf.modeling.expert import MATRICES
+from flexolmo_hf.modeling.embedded_row import RouterProjection, common_projection
 from flexolmo_hf.modeling.files.layout import write_weights
+from flexolmo_hf.modeling.low_rank import tensor_shapes
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
+from flexolmo_hf.routing.row_comparison import compare_vectors
 
 Package = ExpertPackage | str | os.PathLike
 
@@ -44,11 +48,13 @@ def merge_experts(
     *,
     num_experts_per_tok: int | None = None,
     router_bias: bool | None = None,
+    average_shared: bool = False,
     max_shard_size: int | str = "5GB",
 ) -> Path:
     """Compose one model of a public model and independently trained experts.
 
     Everything is checked before anything is written: every package must have been trained beside this very anchor.
+    Experts whose router rows are nearly parallel are merged with a warning.
 
     Args:
         anchor: The public model: a dense OLMo-2 checkpoint, or a FlexOlmo checkpoint, whose experts are all kept.
@@ -57,6 +63,8 @@ def merge_experts(
         num_experts_per_tok: How many experts each token uses; default all of them, as in the released models.
         router_bias: Whether the merged model uses the packages' biases; default if any package has them. Without, stock
             transformers computes the same.
+        average_shared: Whether packages may carry shared weights that were trained too; they are averaged over the
+            packages, and leaving an expert out is then no longer exact. The configuration and the card say so.
         max_shard_size: Largest weight file; each expert has files of its own.
 
     Returns:
@@ -65,19 +73,25 @@ def merge_experts(
 
     Raises:
         AnchorMismatchError: If a package belongs to another anchor; names what differs.
+        SharedWeightsError: If a package carries shared weights and `average_shared` was not said.
+        RouterProjectionError: If the rows of two packages, or of one and the anchor, were made from text differently.
         DuplicateExpertError, InvalidExpertNameError, EmptyExpertSetError: If a name is taken, unusable, or none is
         given. NotAPackageError, DamagedFileError: If a package or the anchor cannot be trusted.
         OutputFolderNotEmptyError, NoSpaceError: If the output has no place.
     """
     refuse_nonempty(output_dir)
     parts = _checked_parts(anchor, experts, num_experts_per_tok, router_bias)
+    refuse_unless_averaged(parts.packages, average_shared)
+    parts.config.shared_averaged |= any(package.manifest.unfrozen for package in parts.packages.values())
     tensors = {**_shared_tensors(parts), **_expert_tensors(parts)}
+    _warn_of_parallel_rows(parts.config, tensors)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with new_folder(output_dir, needed_bytes=size) as partial:
         write_weights(partial, tensors, parts.config.expert_names, max_shard_size, whose="the anchor")
         parts.config.save_pretrained(partial)
         for file in non_weight_files(parts.anchor.folder):
             shutil.copyfile(file, partial / file.name)
+        copy_router_base(parts.anchor.folder, partial)
         manifests = {name: package.manifest for name, package in parts.packages.items()}
         write_model_card(partial, parts.config, manifests, anchor_has_bias=parts.anchor.config.router_bias)
     return Path(output_dir)
@@ -100,6 +114,8 @@ def _checked_parts(
         name: package if isinstance(package, ExpertPackage) else ExpertPackage.from_pretrained(package)
         for name, package in experts.items()
     }
+    # Before the anchors: another projection makes another public row, and is the reason to name.
+    projection = _projection(reader, packages)
     public_rows = _public_rows(reader, packages)
     found = fingerprint_anchor(reader.config, reader.file_of, reader.tensor, public_rows)
     for name, package in packages.items():
@@ -112,11 +128,20 @@ def _checked_parts(
     has_bias = reader.config.router_bias or any(package.manifest.router_bias for package in packages.values())
     config = copy.deepcopy(reader.config)
     config.num_experts, config.expert_names, config.active_experts = len(names), names, None
+    forms = {name: dict(package.manifest.form) for name, package in packages.items() if package.manifest.form}
+    config.expert_forms = {**config.expert_forms, **forms}
     config.num_experts_per_tok = per_token or len(names)
     config.router_bias = has_bias if router_bias is None else router_bias
+    config.router_projection = None if projection is None else projection.record()
     config.architectures = ["FlexOlmoForCausalLM"]
     config.validate()
     return _Parts(reader, packages, public_rows, config)
+
+
+def _projection(reader: CheckpointReader, packages: Mapping[str, ExpertPackage]) -> RouterProjection | None:
+    own = RouterProjection.read(reader.config.router_projection)
+    theirs = {name: package.manifest.router_projection for name, package in packages.items()}
+    return common_projection({"the anchor": own, **theirs})
 
 
 def _public_rows(reader: CheckpointReader, packages: Mapping[str, ExpertPackage]) -> dict[int, torch.Tensor]:
@@ -136,7 +161,8 @@ def _refuse_other_anchor(name: str, trained_beside: AnchorFingerprint, found: An
 
 def _shared_tensors(parts: _Parts) -> dict[str, torch.Tensor]:
     reader, config = parts.anchor, parts.config
-    shared = {name: reader.tensor(name) for name in reader.file_of if ".mlp." not in name}
+    names = [name for name in reader.file_of if ".mlp." not in name]
+    shared = {name: averaged(name, reader.tensor(name), parts.packages) for name in names}
     for layer in range(config.num_hidden_layers):
         gate = f"model.layers.{layer}.mlp.gate"
         rows = [parts.public_rows[layer].unsqueeze(0)]
@@ -158,12 +184,20 @@ def _merged_bias(parts: _Parts, layer: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([*biases, *(package.biases().get(layer, none) for package in parts.packages.values())])
 
 
+def _warn_of_parallel_rows(config: FlexOlmoConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    layers = range(config.num_hidden_layers)
+    rows_LEH = torch.stack([tensors[f"model.layers.{layer}.mlp.gate.weight"] for layer in layers])
+    compare_vectors({name: rows_LEH[:, index] for index, name in enumerate(config.expert_names)})
+
+
 def _expert_tensors(parts: _Parts) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
-    for index, name in enumerate(parts.config.expert_names):
+    config = parts.config
+    for index, name in enumerate(config.expert_names):
         package = parts.packages.get(name)
-        for layer in range(parts.config.num_hidden_layers):
-            for matrix in MATRICES:
+        own = tensor_shapes(config.hidden_size, config.intermediate_size, config.expert_forms.get(name))
+        for layer in range(config.num_hidden_layers):
+            for matrix in own:
                 key = f"model.layers.{layer}.mlp.experts.{index}.{matrix}"
                 tensor = parts.anchor.tensor(key) if package is None else package.tensors[f"layers.{layer}.{matrix}"]
                 tensors[key] = tensor

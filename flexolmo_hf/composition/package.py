@@ -13,11 +13,14 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 
+from flexolmo_hf._folder import new_folder
 from flexolmo_hf.composition.card import CARD_FILE, write_package_card
 from flexolmo_hf.composition.fingerprint import fingerprint_anchor
-from flexolmo_hf.composition.folder import new_folder
 from flexolmo_hf.composition.manifest import MANIFEST_FILE, Manifest
 from flexolmo_hf.composition.reader import open_safetensors
+from flexolmo_hf.composition.router_base import refuse_tuned_row
+from flexolmo_hf.composition.shared_weights import PREFIX, is_shared
+from flexolmo_hf.composition.training_record import PostTraining
 from flexolmo_hf.composition.verification import (
     WEIGHTS_FILE,
     describe,
@@ -26,8 +29,9 @@ from flexolmo_hf.composition.verification import (
     sha256_of,
 )
 from flexolmo_hf.errors import ConfigurationError, DamagedFileError, NotAPackageError
-from flexolmo_hf.modeling.expert import MATRICES
+from flexolmo_hf.modeling.embedded_row import RouterProjection
 from flexolmo_hf.modeling.expert_sets import ExpertSets
+from flexolmo_hf.modeling.low_rank import tensor_shapes
 from flexolmo_hf.modeling.names import PUBLIC
 
 FILES = [WEIGHTS_FILE, MANIFEST_FILE, CARD_FILE]
@@ -39,7 +43,8 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 class ExpertPackage:
     """One expert's feed-forward networks, router rows and biases, with a manifest.
 
-    The tensors are called ``layers.N.{gate,up,down}_proj.weight`` (as in the model), ``layers.N.router.row`` ``(H,)``,
+    The tensors are called ``layers.N.{gate,up,down}_proj.weight`` as in the model (``layers.N.up_proj.A.weight`` and
+    ``.B.weight`` for the factors of a low-rank expert), ``layers.N.router.row`` ``(H,)``,
     ``layers.N.router.bias`` ``(1,)`` where the model has biases, and ``layers.N.router.public_row`` ``(H,)``: the
     frozen row it was trained against, which belongs to the anchor and lets a dense OLMo-2 checkpoint serve as one.
 
@@ -64,6 +69,7 @@ class ExpertPackage:
         *,
         training: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
+        post_training: PostTraining | None = None,
         owner: str = "",
         license: str = "",
     ) -> "ExpertPackage":
@@ -74,14 +80,16 @@ class ExpertPackage:
             name: Which expert.
             training: How it was trained, for the manifest and the card: numbers and choices, nothing private.
             evaluation: Measured results for the card.
+            post_training: Which shared weights were trained too, and the anchor they started from, as the trainer's
+                `post_training` returns it. They go into the package.
             owner: Who answers for the expert.
             license: Licence of the weights.
 
         Raises:
             UnknownExpertError: If the model has no such expert.
             ExpertNotLoadedError: If the expert or the public one was left out at load time.
-            ConfigurationError: If it is the public expert, the public expert is not the checkpoint's first, or the
-                weights are offloaded.
+            ConfigurationError: If it is the public expert, the public expert is not the checkpoint's first, the weights
+                are offloaded, or the router was tuned: roll it back first.
             NonFiniteTensorError: If a weight is NaN or infinite.
         """
         position, public = model.expert_position(name), model.expert_position(PUBLIC)
@@ -95,24 +103,35 @@ class ExpertPackage:
                 f"The weights of {name!r} are offloaded, so they cannot be read from the model.",
                 "Load the model without a device_map that offloads; leave out experts to save memory.",
             )
-        tensors, public_rows = {}, {}
+        refuse_tuned_row(model, (name, PUBLIC))
+        config, tensors, public_rows = model.config, {}, {}
+        form = dict(config.expert_forms.get(name, {}))
+        names = tensor_shapes(config.hidden_size, config.intermediate_size, form)
         for layer, (mixture, expert) in enumerate(zip(model.mixtures, model.expert_modules(name), strict=True)):
             weight, bias = mixture.gate.rows()
             at = f"layers.{layer}"
-            for matrix in MATRICES:
-                tensors[f"{at}.{matrix}"] = expert.get_parameter(matrix).detach()
+            for tensor in names:
+                tensors[f"{at}.{tensor}"] = expert.get_parameter(tensor).detach()
             tensors[f"{at}.router.row"] = weight[position].detach().clone()
             if bias is not None:
                 tensors[f"{at}.router.bias"] = bias[position : position + 1].detach().clone()
             public_rows[layer] = tensors[f"{at}.router.public_row"] = weight[public].detach().clone()
-        refuse_non_finite(tensors, name)
         state = model.state_dict()  # type: ignore[attr-defined]
+        anchor = fingerprint_anchor(model.config, state, state.__getitem__, public_rows)
+        if post_training is not None:
+            anchor = post_training.anchor
+            moved = [key for key in anchor.tensors if is_shared(key, post_training.unfrozen)]
+            tensors |= {f"{PREFIX}{key}": state[key].detach().clone() for key in moved}
+        refuse_non_finite(tensors, name)
         manifest = Manifest(
             name=name,
-            anchor=fingerprint_anchor(model.config, state, state.__getitem__, public_rows),
+            anchor=anchor,
             tensors=describe(tensors),
             sha256="",
             router_bias=model.config.router_bias,
+            router_projection=RouterProjection.read(model.config.router_projection),
+            form=form,
+            unfrozen=[] if post_training is None else list(post_training.unfrozen),
             owner=owner,
             license=license,
             training=dict(training or {}),
@@ -186,10 +205,32 @@ class ExpertPackage:
         refuse_non_finite(tensors, manifest.name)
         return cls(manifest, tensors)
 
+    def compress(
+        self, rank: int | None = None, *, energy: float | None = None, anchor: str | os.PathLike
+    ) -> "ExpertPackage":
+        """Return the expert as a low-rank difference to the public one; see `composition.compress.compress`."""
+        from flexolmo_hf.composition.compress import compress
+
+        return compress(self, anchor=anchor, rank=rank, energy=energy)
+
+    def narrow(self, width: int) -> "ExpertPackage":
+        """Return the expert with fewer neurons; see `composition.compress.narrow`."""
+        from flexolmo_hf.composition.compress import narrow
+
+        return narrow(self, width)
+
+    def materialise(self, anchor: str | os.PathLike | None = None) -> "ExpertPackage":
+        """Return the expert with full matrices, whatever its form; see `composition.compress.materialise`."""
+        from flexolmo_hf.composition.compress import materialise
+
+        return materialise(self, anchor)
+
     @property
     def parameters(self) -> int:
         """How many numbers the expert adds to a model: matrices, rows and biases."""
-        return sum(tensor.numel() for key, tensor in self.tensors.items() if not key.endswith("public_row"))
+        shared = (f"{PREFIX}", "public_row")
+        own = {key: t for key, t in self.tensors.items() if not (key.startswith(shared[0]) or key.endswith(shared[1]))}
+        return sum(tensor.numel() for tensor in own.values())
 
     def public_rows(self) -> dict[int, torch.Tensor]:
         """Return the public router row ``(H,)`` by layer."""

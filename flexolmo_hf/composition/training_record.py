@@ -2,22 +2,43 @@
 
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flexolmo_hf.composition.fingerprint import AnchorFingerprint
 from flexolmo_hf.errors import DamagedFileError
 
 TRAINING_RECORD = "expert_training.json"
 
 
-def write_training_record(folder: Path, *, training: dict[str, Any], evaluation: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class PostTraining:
+    """What a run moved besides its expert (BAR, arXiv 2604.18473).
+
+    Attributes:
+        unfrozen: Groups of shared weights: ``embeddings``, ``lm_head``, ``attention``, ``norms``.
+        anchor: The anchor as it was before.
+    """
+
+    unfrozen: list[str]
+    anchor: AnchorFingerprint
+
+
+def write_training_record(
+    folder: Path, *, training: dict[str, Any], evaluation: dict[str, Any], post_training: PostTraining | None = None
+) -> None:
     """Write the record: numbers and choices, nothing of the data and no path."""
-    text = json.dumps({"training": training, "evaluation": evaluation}, indent=2)
+    moved = {} if post_training is None else {"post_training": asdict(post_training)}
+    text = json.dumps({"training": training, "evaluation": evaluation, **moved}, indent=2)
     (folder / TRAINING_RECORD).write_text(text + "\n", encoding="utf-8")
 
 
-def read_training_record(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Return what a trainer wrote about the expert of a checkpoint folder, as ``training`` and ``evaluation``.
+def read_training_record(folder: str | os.PathLike) -> dict[str, Any]:
+    """Return what a trainer wrote about the expert of a checkpoint folder.
+
+    Returns:
+        ``training``, ``evaluation``, and ``post_training`` if shared weights were trained too.
 
     Raises:
         DamagedFileError: If the record cannot be read.
@@ -27,6 +48,9 @@ def read_training_record(folder: str | os.PathLike) -> dict[str, dict[str, Any]]
         return {"training": {}, "evaluation": {}}
     try:
         record = json.loads(path.read_text("utf-8"))
-        return {"training": dict(record["training"]), "evaluation": dict(record["evaluation"])}
+        found: dict[str, Any] = {"training": dict(record["training"]), "evaluation": dict(record["evaluation"])}
+        if moved := record.get("post_training"):
+            found["post_training"] = PostTraining(list(moved["unfrozen"]), AnchorFingerprint(**moved["anchor"]))
+        return found
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(TRAINING_RECORD, "it is no training record") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flexolmo_hf._extras import require
-from flexolmo_hf.composition.folder import refuse_nonempty
+from flexolmo_hf._folder import refuse_nonempty
 from flexolmo_hf.demo.corpus import Layout, write_corpus
 from flexolmo_hf.demo.documents import read_documents
 from flexolmo_hf.demo.owner import owner_stages

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import FlexOlmoConfig as UpstreamFlexOlmoConfig
 
 from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
+from flexolmo_hf.modeling.embedded_row import RouterProjection, check_scale
 from flexolmo_hf.modeling.files.sidecar import with_sidecar_names
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name, default_expert_names, parse_expert_set
 
@@ -26,8 +27,14 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
             experts are created and read.
         router_bias: Whether the router adds ``min(b, 0)`` with one learned scalar per expert and layer, fixed to 0 for
             the public expert (arXiv 2507.07024).
+        router_projection: How the rows were made from text, if they were: ``encoder_width``, ``seed`` and ``encoder``
+            of a `RouterProjection`. Experts with another one are refused when they are merged, and that is all.
+        router_row_scale: The norm the rows started with, where they all had one and it is known.
         expert_forms: The form of each expert that is not a full copy of the dense network's: ``{"math": {"rank": 16}}``
             for a low-rank difference to expert 0, ``{"news": {"width": 512}}`` for a narrower network.
+
+        shared_averaged: Whether the shared weights are an average over owners who trained them too: then leaving an
+            expert out leaves what its data did to them, and opting out is not exact.
 
     Raises:
         ConfigurationError: If the settings contradict each other.
@@ -47,6 +54,9 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
     expert_names: list[str] = field(default_factory=list)
     active_experts: list[str] | None = None
     router_bias: bool = False
+    shared_averaged: bool = False
+    router_projection: dict[str, Any] | None = None
+    router_row_scale: float | None = None
     expert_forms: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -71,6 +81,8 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
         if self.active_experts is not None:
             self.active_experts = parse_expert_set(self.active_experts, self.expert_names)
         self._check_forms()
+        RouterProjection.read(self.router_projection)
+        check_scale(self.router_row_scale)
         super().__post_init__(**kwargs)
 
     def _check_forms(self) -> None:
@@ -82,7 +94,7 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
         if PUBLIC in self.expert_forms or (relative and first in self.expert_forms):
             raise ConfigurationError(
                 f"expert_forms gives {first!r}, the first expert, the form {self.expert_forms.get(first)}.",
-                "The public expert is always full: low-rank experts are differences to it. Leave it out of expert_forms.",
+                "The public expert is always full, and low-rank experts are differences to it: leave it out.",
             )
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.flex_olmo.modeling_flex_olmo import FlexOlmoMLP
@@ -9,13 +10,14 @@ from transformers.models.flex_olmo.modeling_flex_olmo import FlexOlmoMLP
 from flexolmo_hf.modeling.adjacent import Adjacent
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.few_rows import FewRowsLinear
+from flexolmo_hf.modeling.gated import gated
 
 #: An expert's parameters in one layer, by the names they have in the model and in files.
 MATRICES = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
 
 class FlexOlmoExpert(FlexOlmoMLP):
-    """Differs from upstream's feed-forward network in its linear layers' speed on few rows.
+    """Differs from upstream's feed-forward network in its linear layers' speed on few rows, and in what training keeps.
 
     Args:
         config: The model's configuration.
@@ -39,6 +41,11 @@ class FlexOlmoExpert(FlexOlmoMLP):
     def linears(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """The three linear layers, or what an adapter has put in their place."""
         return self.gate_proj, self.up_proj, self.down_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the network, ``(..., H)`` to ``(..., H)``."""
+        output: torch.Tensor = self.down_proj(gated(self.act_fn, self.gate_proj(x), self.up_proj(x)))
+        return output
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what would keep this expert's memory."""

@@ -22,9 +22,10 @@ from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.download import fetch_part
 from flexolmo_hf.modeling.files.locate import looks_like_a_repository, named_errors
 from flexolmo_hf.modeling.files.needed_files import read_weight_map, weight_files
+from flexolmo_hf.modeling.files.router_base import RouterBase, read_router_base
 from flexolmo_hf.modeling.low_rank import LowRankExpert, build_expert, tensor_shapes
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
-from flexolmo_hf.modeling.names import parse_expert_set
+from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class CheckpointSource:
 
 @dataclass(frozen=True)
 class LayerParts:
-    """One expert in one layer: its matrices, or their factors, by name, its router row ``(H,)`` and its bias ``(1,)`` or None."""
+    """One expert in one layer: matrices or their factors by name, router row ``(H,)``, bias ``(1,)`` or None."""
 
     matrices: dict[str, torch.Tensor]
     row: torch.Tensor
@@ -71,7 +72,7 @@ class LayerParts:
 
 
 class LiveExperts(ExpertSets):
-    """`add_expert`, `remove_expert` and `load_expert`.
+    """`add_expert`, `new_expert`, `remove_expert` and `load_expert`.
 
     An optimizer made before one of them does not know the new parameters (the router's matrix is one of them): make it
     anew. A call that runs meanwhile, in another thread, ends with `ExpertsChangedError`.
@@ -79,6 +80,8 @@ class LiveExperts(ExpertSets):
 
     #: Where the model came from; None for one that was not loaded.
     source: CheckpointSource | None = None
+    #: The router as it was before it was tuned, which goes where the model goes; None for one that never was.
+    router_base: RouterBase | None = None
     #: Where experts that were added lie, by name, and the names that were removed. Replaced, never changed in place.
     _homes: Mapping[str, str] = MappingProxyType({})
     _forgotten: frozenset[str] = frozenset()
@@ -102,6 +105,31 @@ class LiveExperts(ExpertSets):
             ConfigurationError: If the model is quantised, offloaded, or one of its experts is being trained.
         """
         type(self).package_adder(self, package, name)
+
+    def new_expert(self, name: str, like: str = PUBLIC, *, row: Any = None, bias_start: float | None = None) -> None:
+        """Put a new expert, a copy of another one, beside those in memory, to be trained.
+
+        `freeze_except(model, name)` then lets it move and nothing else. It takes part at once where all experts do;
+        where a set is in force, that set stays in force.
+
+        Args:
+            name: What to call it.
+            like: Which expert to copy.
+            row: Its router row, ``(H,)`` for all layers or ``(L, H)``, or what `domain_embedding` returns; default
+                zero, the neutral row.
+            bias_start: Where its bias starts, at most 0; default `BIAS_START` where the router has biases, and none
+                elsewhere. A number gives a router without biases some, which are 0 for the other experts.
+
+        Raises:
+            InvalidExpertNameError, DuplicateExpertError: If it is no name, or an expert of the checkpoint has it.
+            UnknownExpertError, ExpertNotLoadedError: If the expert to copy is not in memory.
+            ConfigurationError: If row or bias cannot be used, or the model is quantised, offloaded or in training.
+            RouterProjectionError: If the row was made from text in another way than the model's.
+        """
+        # That module builds on this one.
+        from flexolmo_hf.modeling.new_expert import insert_copy
+
+        insert_copy(self, name, like, row, bias_start)
 
     def remove_expert(self, name: str) -> None:
         """Take an expert out of memory, as if it had been left out when the model was loaded.
@@ -172,7 +200,9 @@ class LiveExperts(ExpertSets):
         with named_errors(self.source.path, self.source.subfolder):
             folder = self.source.fetch(name, token)
             parts, form = _read_expert(folder, name, index, self.config, self.source.variant)
+            former = read_router_base(folder, [name])
         self.insert_expert(name, parts, form)
+        self.router_base = former if self.router_base is None else self.router_base.joined_with(former)
 
     def insert_expert(self, name: str, parts: list[LayerParts], form: Mapping[str, int] | None = None) -> None:
         """Insert an expert whose tensors are at hand; `add_expert` and `load_expert` check and end here.
@@ -202,6 +232,8 @@ class LiveExperts(ExpertSets):
                 mixture.experts = nn.ModuleDict({key: present[key] for key in sorted(present, key=int)})
                 mixture.gate.insert_row(at, part.row, part.bias)
                 mixture.repack()
+        if self.router_base is not None:
+            self.router_base = self.router_base.without(name)
         if name in self._forgotten:
             # The name may now mean other weights: caches filled before must not be continued.
             self.base_model.identity = uuid.uuid4().hex  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert import MATRICES, FlexOlmoExpert
 from flexolmo_hf.modeling.few_rows import FewRowsLinear
+from flexolmo_hf.modeling.gated import gated
 
 
 class LowRankDifference(nn.Module):
@@ -66,7 +67,7 @@ class LowRankExpert(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the network, ``(..., H)`` to ``(..., H)``."""
         public = self.public
-        inner = self.act_fn(self.gate_proj(x, public.gate_proj)) * self.up_proj(x, public.up_proj)
+        inner = gated(self.act_fn, self.gate_proj(x, public.gate_proj), self.up_proj(x, public.up_proj))
         output: torch.Tensor = self.down_proj(inner, public.down_proj)
         return output
 

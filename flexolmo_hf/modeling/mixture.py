@@ -54,7 +54,7 @@ class FlexOlmoMixture(nn.Module):
     @property
     def public(self) -> nn.Module | None:
         """Expert 0, which low-rank experts are relative to; None if it is not in memory."""
-        return self.experts["0"] if "0" in self.experts else None
+        return self.experts["0"] if "0" in self.experts else None  # noqa: SIM401 (not a mapping)
 
     def forward(self, hidden_BTH: torch.Tensor, selection: Selection | None = None) -> torch.Tensor:
         """Mix the outputs of each token's experts.
@@ -184,7 +184,7 @@ class FlexOlmoMixture(nn.Module):
         experts = list(self.experts.values())
         if not can_pack(experts):
             raise ConfigurationError(
-                "These experts cannot be packed: their weights are not plain ones of one dtype and shape on one device.",
+                "These experts cannot be packed: their weights are not plain ones of one kind on one device.",
                 "Pack before adding adapters; quantised, offloaded, low-rank and narrow experts run unpacked.",
             )
         self.packed = PackedExperts(experts, self.config)

@@ -172,9 +172,11 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
             # Hand the split parameters their part of the joined matrix, without adding keys to the caller's dictionary.
             state_dict = dict(state_dict)
             if prefix + "weight" in state_dict:
-                state_dict[prefix + "trained_row"] = state_dict[prefix + "weight"][at]
+                state_dict[prefix + "trained_row"] = _placed_like(self.trained_row, state_dict[prefix + "weight"][at])
             if prefix + "bias" in state_dict:
-                state_dict[prefix + "trained_bias"] = state_dict[prefix + "bias"][at : at + 1]
+                state_dict[prefix + "trained_bias"] = _placed_like(
+                    self.trained_bias, state_dict[prefix + "bias"][at : at + 1]
+                )
             expected_missing = [prefix + "trained_row", prefix + "trained_bias"]
         missing: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
@@ -184,3 +186,13 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
         """Say how many rows there are and whether they carry a bias."""
         rows, width = self.weight.shape
         return f"experts={rows}, hidden_size={width}, bias={self.bias is not None}"
+
+
+def _placed_like(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Return a part of a matrix, sharded over processes as the parameter is that it is meant for."""
+    if type(part) is torch.Tensor:
+        return part
+    from torch.distributed.tensor import DTensor
+
+    both = isinstance(part, DTensor) and isinstance(parameter, DTensor)
+    return part.redistribute(placements=parameter.placements) if both else part  # type: ignore[attr-defined]

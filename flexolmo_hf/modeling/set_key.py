@@ -14,6 +14,7 @@ from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.adapters import has_adapters
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.hashing import hash_tensor
+from flexolmo_hf.modeling.low_rank import LowRankExpert
 from flexolmo_hf.modeling.selection import RowNames
 
 # Settings that do not change what is computed from the same weights.
@@ -22,11 +23,15 @@ _BESIDE_THE_POINT = {
     "active_experts",
     "architectures",
     "dtype",
+    "expert_forms",
     "expert_names",
     "num_experts",
     "num_experts_per_tok",
     "output_router_logits",
     "return_dict",
+    "router_projection",
+    "router_row_scale",
+    "shared_averaged",
     "transformers_version",
     "use_cache",
 }
@@ -80,7 +85,11 @@ class ExpertSetKeys(ExpertSets):
         at = self.expert_position(name)
         hashes = []
         for layer, (mixture, expert) in enumerate(zip(self.mixtures, self.expert_modules(name), strict=True)):
-            hashes += [self._hash(f"{layer} {name} {key}", tensor) for key, tensor in expert.named_parameters()]
+            own = dict(expert.named_parameters())
+            if isinstance(expert, LowRankExpert):
+                # It is a difference to the public expert's matrices, in force or not.
+                own |= {f"public.{key}": tensor for key, tensor in expert.public.named_parameters()}
+            hashes += [self._hash(f"{layer} {name} {key}", tensor) for key, tensor in own.items()]
             weight, bias = mixture.gate.rows()
             # A row is small, and one of several in its tensor: it is read every time.
             hashes += [hash_tensor(weight[at])] + ([] if bias is None else [hash_tensor(bias[at])])

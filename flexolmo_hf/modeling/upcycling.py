@@ -3,6 +3,7 @@
 Shape letters: H hidden, L layers.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoConfig, Olmo2Config, Olmo2ForCausalLM, PreTrainedMo
 
 from flexolmo_hf.errors import ConfigurationError, NotOlmo2Error, UnknownExpertError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.embedded_row import EmbeddedRow, common_projection, rescaled
 from flexolmo_hf.modeling.files.checkpoint import refuse_gaps
 from flexolmo_hf.modeling.files.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
@@ -29,8 +31,10 @@ def upcycle(
     *,
     model_class: Any,
     expert: str | None = None,
-    router_embeddings: Mapping[str, torch.Tensor] | None = None,
+    router_embeddings: Mapping[str, Any] | None = None,
+    router_row_scale: float | None = None,
     router_bias: bool = False,
+    bias_start: float | None = None,
     **load_options: Any,
 ) -> Any:
     """Make a FlexOlmo model from a dense OLMo-2 model, with or without a new expert to be trained.
@@ -43,9 +47,12 @@ def upcycle(
         dense: A folder or Hub repository of an OLMo-2 checkpoint, or an `Olmo2ForCausalLM`, whose weights are copied.
         model_class: The class to make, normally `FlexOlmoForCausalLM`.
         expert: Name of a new expert; None makes a model with the public expert alone.
-        router_embeddings: Router rows by expert name, each ``(H,)`` for all layers or ``(L, H)``. An expert without one
-            starts at zero, the neutral row: it takes an equal share of every token.
-        router_bias: Whether the router has biases; the new expert's starts at `BIAS_START`.
+        router_embeddings: Router rows by expert name, each ``(H,)`` for all layers or ``(L, H)``: arrays, or what
+            `domain_embedding` returns, whose projection the configuration then remembers. An expert without one starts
+            at zero, the neutral row: it takes an equal share of every token.
+        router_row_scale: The norm that every given row is brought to; None leaves them as they are.
+        router_bias: Whether the router has biases.
+        bias_start: Where the new expert's bias starts, at most 0; default `BIAS_START`.
         **load_options: For a path: as `Olmo2ForCausalLM.from_pretrained` (``dtype``, ``revision``, ...).
 
     Returns:
@@ -57,15 +64,27 @@ def upcycle(
         InvalidExpertNameError: If `expert` cannot be a name.
         DuplicateExpertError: If `expert` is called like the public one.
         UnknownExpertError: If a router embedding belongs to neither expert.
-        ConfigurationError: If an embedding has another width or is not finite.
+        ConfigurationError: If an embedding has another width, is not finite, or is zero and shall be scaled; or if
+            `bias_start` is above 0, not finite, or given where there is no bias to start.
+        RouterProjectionError: If two embeddings come from different projections.
     """
     names = [PUBLIC] if expert is None else [PUBLIC, check_expert_name(expert)]
     check_distinct(names)
-    rows = _checked_rows(router_embeddings or {}, names)
+    embeddings = router_embeddings or {}
+    rows = _checked_rows(embeddings, names)
+    if router_row_scale is not None:
+        rows = {name: rescaled(row.float(), router_row_scale) for name, row in rows.items()}
+    if bias_start is not None and (expert is None or not router_bias):
+        raise ConfigurationError(
+            f"bias_start is {bias_start}, but no new expert with a router bias is made.",
+            "Give expert=NAME and router_bias=True, or leave bias_start out.",
+        )
+    start = BIAS_START if bias_start is None else checked_bias_start(bias_start)
     model = _dense_model(dense, load_options)
     given = model is dense
     config = anchor_config(model.config, expert_names=names, router_bias=router_bias)
-    state = _mixture_state(model, config, rows, copy_anchor=given)
+    _remember_origin(config, embeddings, router_row_scale)
+    state = _mixture_state(model, config, rows, bias_start=start, copy_anchor=given)
     config.dtype = model.dtype
     made = model_class.from_pretrained(None, config=config, state_dict=state, dtype=model.dtype)
     made.generation_config = model.generation_config
@@ -112,21 +131,35 @@ def _dense_model(dense: Any, load_options: Mapping[str, Any]) -> Olmo2ForCausalL
     return model
 
 
-def _checked_rows(embeddings: Mapping[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
+def _remember_origin(config: FlexOlmoConfig, embeddings: Mapping[str, Any], scale: float | None) -> None:
+    embedded = {name: row for name, row in embeddings.items() if isinstance(row, EmbeddedRow)}
+    projection = common_projection({name: row.projection for name, row in embedded.items()})
+    config.router_projection = None if projection is None else projection.record()
+    scales = {embedded[name].scale if name in embedded else None for name in embeddings}
+    if scale is None and len(scales) == 1:
+        scale = scales.pop()
+    config.router_row_scale = None if scale is None else float(scale)
+
+
+def _checked_rows(embeddings: Mapping[str, Any], names: list[str]) -> dict[str, torch.Tensor]:
     for name in embeddings:
         if name not in names:
             raise UnknownExpertError(name, names)
-    rows = {name: torch.as_tensor(row) for name, row in embeddings.items()}
+    rows = {
+        name: torch.as_tensor(row.vector if isinstance(row, EmbeddedRow) else row) for name, row in embeddings.items()
+    }
     for name, row in rows.items():
-        if not torch.isfinite(row).all():
-            raise ConfigurationError(
-                f"The router embedding of {name!r} holds NaN or infinite values.", "Compute it again without them."
-            )
+        check_finite(row, name)
     return rows
 
 
 def _mixture_state(
-    dense: Olmo2ForCausalLM, config: FlexOlmoConfig, rows: Mapping[str, torch.Tensor], *, copy_anchor: bool
+    dense: Olmo2ForCausalLM,
+    config: FlexOlmoConfig,
+    rows: Mapping[str, torch.Tensor],
+    *,
+    bias_start: float,
+    copy_anchor: bool,
 ) -> dict[str, Any]:
     state = {}
     for key, tensor in dense.state_dict().items():
@@ -141,16 +174,51 @@ def _mixture_state(
             state[name] = anchors if index == 0 else tensor.clone()
     for layer in range(config.num_hidden_layers):
         gate = f"model.layers.{layer}.mlp.gate"
-        state[f"{gate}.weight"] = torch.stack([_row(rows.get(name), layer, config) for name in config.expert_names]).to(
-            dense.dtype
-        )
+        rows_EH = torch.stack([router_row(rows.get(name), layer, config) for name in config.expert_names])
+        state[f"{gate}.weight"] = rows_EH.to(dense.dtype)
         if config.router_bias:
-            start = [0.0 if name == PUBLIC else BIAS_START for name in config.expert_names]
+            start = [0.0 if name == PUBLIC else bias_start for name in config.expert_names]
             state[f"{gate}.bias"] = torch.tensor(start, dtype=dense.dtype)
     return state
 
 
-def _row(rows: torch.Tensor | None, layer: int, config: FlexOlmoConfig) -> torch.Tensor:
+def checked_bias_start(value: float) -> float:
+    """Return where a bias starts, if it can start there.
+
+    Raises:
+        ConfigurationError: If it is above 0 or not finite: the router adds ``min(b, 0)``.
+    """
+    if not -math.inf < value <= 0:
+        raise ConfigurationError(
+            f"bias_start is {value}, but a bias is finite and at most 0: above, it has no effect and no gradient.",
+            f"Choose 0 or less; the default is {BIAS_START}.",
+        )
+    return float(value)
+
+
+def check_finite(row: torch.Tensor, name: str) -> None:
+    """Refuse the router row of an expert that holds NaN or infinity.
+
+    Raises:
+        ConfigurationError: If it does.
+    """
+    if not torch.isfinite(row).all():
+        raise ConfigurationError(
+            f"The router embedding of {name!r} holds NaN or infinite values.", "Compute it again without them."
+        )
+
+
+def router_row(rows: torch.Tensor | None, layer: int, config: FlexOlmoConfig) -> torch.Tensor:
+    """Return the router row ``(H,)`` of an expert in one layer, float32.
+
+    Args:
+        rows: ``(H,)`` for all layers or ``(L, H)``; None for the neutral row, which is zero.
+        layer: Which layer.
+        config: The model's configuration.
+
+    Raises:
+        ConfigurationError: If it has another shape.
+    """
     if rows is None:
         return torch.zeros(config.hidden_size)
     allowed = [(config.hidden_size,), (config.num_hidden_layers, config.hidden_size)]

@@ -1,1 +1,1 @@
-"""From text to router rows, and from private text to public text that looks like it."""
+"""From text to router rows: domain embeddings, and how alike a model's rows are."""

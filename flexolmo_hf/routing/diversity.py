@@ -20,8 +20,8 @@ def pick_diverse(
 ) -> list[int]:
     """Pick documents greedily, each time the one that adds most to relevance and difference together.
 
-    Quality is ``exp(weight * relevance / 2)``, so that a choice is worth ``weight`` times the sum of its relevances plus
-    the log-determinant of its similarities. Similarity is ``exp((cosine - 1) / reach)``: the plain cosine has a
+    Quality is ``exp(weight * relevance / 2)``, so that a choice is worth ``weight`` times its summed relevance plus the
+    log-determinant of its similarities. Similarity is ``exp((cosine - 1) / reach)``: the plain cosine has a
     determinant of 0 for any choice of more documents than the encoder is wide.
 
     Args:

@@ -20,8 +20,13 @@ class ExpertSettings:
         expert: Name of the expert to train; required.
         train_router: Whether its router row and bias are trained too.
         lora_r: Rank of the low-rank form in which the expert is trained; 0 trains the whole expert.
+        unfreeze: Shared weights that move too, of ``embeddings``, ``lm_head``, ``attention``, ``norms``: post-training
+            in the way of BAR (arXiv 2604.18473). Leaving an expert out of a model merged from such packages is no
+            longer exact.
+        allow_training_anchor: Whether `expert` may be the public one.
         recompute_frozen: Whether the frozen experts' activations are computed again in the backward pass instead of
             kept: less memory for about a sixth more time.
+        router_lr_scale: Learning rate of the router row and bias over that of the expert's matrices.
         router_z_loss_coef: Weight of the router z-loss; the paper's value. 0 switches it off.
         telemetry: Whether TRL may report the run's kind to Hugging Face. Off unless you turn it on.
     """
@@ -31,8 +36,17 @@ class ExpertSettings:
         default=True, metadata={"help": "Whether the expert's router row and bias are trained too."}
     )
     lora_r: int = field(default=0, metadata={"help": "Rank of the expert's low-rank form; 0 trains all of it."})
+    unfreeze: list[str] = field(
+        default_factory=list, metadata={"help": "Shared weights that move too; opting out is then no longer exact."}
+    )
+    allow_training_anchor: bool = field(
+        default=False, metadata={"help": "Whether the expert may be the public one, from which all owners start."}
+    )
     recompute_frozen: bool = field(
         default=False, metadata={"help": "Whether frozen experts are computed again in the backward pass."}
+    )
+    router_lr_scale: float = field(
+        default=1.0, metadata={"help": "Learning rate of router row and bias over that of the expert's matrices."}
     )
     router_z_loss_coef: float = field(
         default=1e-3, metadata={"help": "Weight of the router z-loss; 0 switches it off."}
@@ -66,11 +80,13 @@ class ExpertSettings:
                 f"router_aux_loss_coef is {self.router_aux_loss_coef}, but one expert alone has no load to balance.",
                 "Leave it at 0.0.",
             )
-        for name in ("router_z_loss_coef", "lm_z_loss_coef", "lora_r"):
+        for name in ("router_z_loss_coef", "lm_z_loss_coef", "lora_r", "router_lr_scale"):
             if getattr(self, name, 0) < 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}.", "It is 0 or more.")
-        kwargs = getattr(self, "gradient_checkpointing_kwargs", None) or {}
-        if getattr(self, "gradient_checkpointing", False) and kwargs.get("use_reentrant"):
+        # The host renames these settings; either name may carry them.
+        kwargs = [getattr(self, f"{kind}_checkpointing_kwargs", None) or {} for kind in ("gradient", "activation")]
+        on = any(getattr(self, f"{kind}_checkpointing", False) for kind in ("gradient", "activation"))
+        if on and any(given.get("use_reentrant") for given in kwargs):
             raise ConfigurationError(
                 "Reentrant gradient checkpointing gives no gradient behind frozen embeddings.",
                 'Leave gradient_checkpointing_kwargs out or set {"use_reentrant": False}.',

@@ -8,6 +8,7 @@ from trl import SFTTrainer
 from flexolmo_hf.trainers.config import ExpertSFTConfig
 from flexolmo_hf.trainers.losses import TrainingTap, lm_z_squares
 from flexolmo_hf.trainers.mixin import ExpertTrainerMixin
+from flexolmo_hf.trainers.rows import refuse_too_short, refuse_unreadable
 
 
 class ExpertSFTTrainer(ExpertTrainerMixin, SFTTrainer):
@@ -22,13 +23,25 @@ class ExpertSFTTrainer(ExpertTrainerMixin, SFTTrainer):
         **kwargs: As `SFTTrainer`.
 
     Raises:
-        ConfigurationError: If `args` is no `ExpertSFTConfig`, or the expert cannot be trained.
+        ConfigurationError: If `args` is no `ExpertSFTConfig`, the expert cannot be trained, or the data hold nothing to
+            train on.
         NotFlexOlmoError: If the model is of another architecture.
         UnknownExpertError: If the model has no such expert.
     """
 
     settings_class = ExpertSFTConfig
     _tag_names = ["trl", "sft", "flexolmo"]
+
+    def __init__(self, model: Any, args: ExpertSFTConfig, **kwargs: Any):
+        self._given_rows = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
+        super().__init__(model, args=args, **kwargs)
+        refuse_too_short(self.train_dataset)
+
+    def _prepared(self, model: Any, args: Any) -> Any:
+        model = super()._prepared(model, args)
+        for rows in self._given_rows:
+            refuse_unreadable(rows, args.dataset_text_field)
+        return model
 
     def _added_losses(self, heard: TrainingTap, inputs: Any, num_items_in_batch: Any) -> torch.Tensor | float:
         return super()._added_losses(heard, inputs, num_items_in_batch) + self._lm_z_term(

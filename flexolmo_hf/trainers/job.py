@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from transformers import AutoTokenizer, HfArgumentParser
 
 from flexolmo_hf._rows import read_rows
@@ -94,8 +94,8 @@ def run_job(inputs: TrainingInputs, args: ExpertSFTConfig) -> Path:
         trainer = ExpertSFTTrainer(
             model=model,
             args=args,
-            train_dataset=_usable(read_rows(inputs.data, cache), args),
-            eval_dataset=_usable(read_rows(inputs.eval_data, cache), args) if inputs.eval_data else None,
+            train_dataset=read_rows(inputs.data, cache),
+            eval_dataset=read_rows(inputs.eval_data, cache) if inputs.eval_data else None,
             processing_class=tokenizer,
         )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -110,13 +110,3 @@ def _removed_if_left_empty(folder: Path) -> Iterator[None]:
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _usable(rows: Dataset, args: ExpertSFTConfig) -> Dataset:
-    kinds = [{args.dataset_text_field}, {"prompt", "completion"}, {"messages"}, {"input_ids"}]
-    if not any(kind <= set(rows.column_names) for kind in kinds):
-        raise ConfigurationError(
-            "The rows of the data hold nothing to train on.",
-            f"Each needs {args.dataset_text_field!r}, 'prompt' and 'completion', or 'messages'.",
-        )
-    return rows

@@ -9,7 +9,9 @@ import trl
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from flexolmo_hf.composition.training_record import write_training_record
+from flexolmo_hf.composition.compress import to_low_rank
+from flexolmo_hf.composition.fingerprint import fingerprint_of
+from flexolmo_hf.composition.training_record import PostTraining, write_training_record
 from flexolmo_hf.errors import ConfigurationError, NoCheckpointError, NonFiniteLossError, NotFlexOlmoError
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
@@ -19,6 +21,7 @@ from flexolmo_hf.trainers.losses import TrainingTap, router_z_loss
 from flexolmo_hf.trainers.progress import ExpertProgress, ExpertProgressBar
 from flexolmo_hf.trainers.proof import FrozenProof
 from flexolmo_hf.trainers.resume import decisive_settings, last_complete_checkpoint, refuse_changes, write_run
+from flexolmo_hf.trainers.router_rate import scale_router_rate
 
 
 class ExpertTrainerMixin:
@@ -42,6 +45,7 @@ class ExpertTrainerMixin:
     args: Any
     state: Any
     accelerator: Any
+    optimizer: Any
     _metrics: Any
 
     def __init__(self, model: Any, *positional: Any, args: Any = None, **kwargs: Any):
@@ -65,7 +69,17 @@ class ExpertTrainerMixin:
             model = load_to_train(model, args)
         if not isinstance(model, ExpertSets):
             raise NotFlexOlmoError(model.config.model_type)
-        freeze_except(model, args.expert, train_router=args.train_router)
+        if args.lora_r:
+            to_low_rank(model, args.expert, args.lora_r, seed=args.seed)  # type: ignore[arg-type, attr-defined]
+        # Before anything moves: packages of a run that moves shared weights still say which anchor they started from.
+        self._anchor = fingerprint_of(model) if args.unfreeze else None
+        freeze_except(
+            model,
+            args.expert,
+            train_router=args.train_router,
+            unfreeze_shared=args.unfreeze,
+            allow_training_anchor=args.allow_training_anchor,
+        )
         for mixture in model.mixtures:
             mixture.recompute_frozen = args.recompute_frozen
         return model
@@ -98,8 +112,18 @@ class ExpertTrainerMixin:
             self._proof.write(self.args.output_dir, self.model, self.state.global_step)
         return result
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the host's optimizer, with the router's own learning rate."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if is_new:
+            scale_router_rate(optimizer, self.model, self.args.router_lr_scale)
+        return optimizer
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Take the host's step, and stop before the optimizer does if the loss is not finite."""
+        if self._batches == 0:
+            self._proof.follow_sharding(self.model)
         self._batches += 1
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         if not torch.isfinite(loss):
@@ -129,11 +153,20 @@ class ExpertTrainerMixin:
     def _added_losses(self, heard: TrainingTap, inputs: Any, num_items_in_batch: Any) -> torch.Tensor | float:
         if not self.args.router_z_loss_coef:
             return 0.0
-        z_loss = router_z_loss(heard.router_logits, self._token_mask(inputs))
+        z_loss = router_z_loss(heard.router_logits, self._token_mask(inputs)) * self._share_of_tokens(inputs)
         self._metrics["train"]["router_z_loss"].append(z_loss.item())
         # A mean of this micro-batch: with `num_items_in_batch` the trainer leaves the averaging over steps to the loss.
         steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1  # type: ignore[attr-defined]
         return self.args.router_z_loss_coef * z_loss / steps
+
+    def _share_of_tokens(self, inputs: Any) -> torch.Tensor | float:
+        """Weigh this process's mean so that the processes' average is the mean over all their tokens."""
+        if self.accelerator.num_processes == 1 or not self.args.average_tokens_across_devices:
+            return 1.0
+        mask = self._token_mask(inputs)
+        kept = torch.tensor(self._token_count(inputs), device=self.accelerator.device) if mask is None else mask.sum()
+        everyone = self.accelerator.reduce(kept.clone(), reduction="sum")
+        return kept * self.accelerator.num_processes / everyone
 
     def _token_mask(self, inputs: Any) -> torch.Tensor | None:
         mask: torch.Tensor | None = inputs.get("attention_mask")
@@ -160,12 +193,14 @@ class ExpertTrainerMixin:
             "sequences per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "optimizer": str(getattr(args.optim, "value", args.optim)),
             "learning rate": args.learning_rate,
+            "router learning rate scale": args.router_lr_scale,
             "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
             "betas": f"{args.adam_beta1}, {args.adam_beta2}",
             "weight decay": args.weight_decay,
             "gradient clipping": args.max_grad_norm,
             "router z-loss": args.router_z_loss_coef,
             "router trained": args.train_router,
+            **({"shared weights trained": ", ".join(args.unfreeze)} if args.unfreeze else {}),
             "seed": args.seed,
             "weights": str(self.model.dtype).removeprefix("torch."),
             "software": ", ".join(f"{m.__name__} {m.__version__.split('+')[0]}" for m in (transformers, trl, torch)),
@@ -175,6 +210,10 @@ class ExpertTrainerMixin:
         """Return measured results for the card; empty if there are none."""
         return {}
 
+    def post_training(self) -> PostTraining | None:
+        """Return which shared weights were trained and the anchor they started from; None if none were."""
+        return None if self._anchor is None else PostTraining(list(self.args.unfreeze), self._anchor)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         if not self.args.should_save:
@@ -182,7 +221,12 @@ class ExpertTrainerMixin:
         folder = Path(output_dir or self.args.output_dir)
         # A pickle that nothing reads back, with every path of the run in it.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        write_training_record(folder, training=self.training_record(), evaluation=self.evaluation_record())
+        write_training_record(
+            folder,
+            training=self.training_record(),
+            evaluation=self.evaluation_record(),
+            post_training=self.post_training(),
+        )
         write_run(folder, self._decisive_settings())
         self._proof.write(folder, self.model, self.state.global_step)
 

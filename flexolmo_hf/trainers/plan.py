@@ -1,6 +1,6 @@
-"""What training one expert costs: memory on each GPU, floating-point operations, and time, from stated assumptions.
+"""What training one expert costs: memory on each GPU, floating-point operations, and time.
 
-Everything here is arithmetic; no model is built. Letters in comments: H hidden, I intermediate, T sequence length.
+Everything here is arithmetic on stated assumptions; no model is built.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +15,8 @@ from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
 GIGABYTE = 1e9
 SECONDS_PER_DAY = 86_400
 STRATEGIES = ("ddp", "fsdp")
+# Norms compute in fp32 whatever their input is.
+_NORM_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ class Assumptions:
             )
         if self.experts < 2:
             raise ConfigurationError(
-                f"The plan has {self.experts} experts, but one is trained beside the public one.", "Plan with 2 or more."
+                f"The plan has {self.experts} experts, but one is trained beside the public one.",
+                "Plan with 2 or more.",
             )
         for item in fields(self):
             least = 0 if item.name in ("lora", "overhead_gb") else None
@@ -173,7 +176,7 @@ class Memory:
         gradients: Their gradients.
         optimizer: Their optimizer state.
         activations: What the backward pass needs, and one layer's work.
-        gathered: What sharding brings together for a moment; 0 for DDP.
+        working: What is computed with: casts of trained weights, or the layers that sharding brings together.
         overhead: What the libraries take.
     """
 
@@ -182,7 +185,7 @@ class Memory:
     gradients: float
     optimizer: float
     activations: float
-    gathered: float
+    working: float
     overhead: float
 
     @property
@@ -257,30 +260,33 @@ class TrainingPlan:
         return share * (gathered + gradients), "all parameters, gathered twice, and the trained ones' gradients"
 
     def remedies(self) -> list[tuple[str, float]]:
-        """Return changes of one assumption that would make it fit, each with the bytes per GPU it then takes.
+        """Return changes that would make it fit, each alone, with the bytes per GPU it then takes.
 
         Returns:
-            Nothing if the plan fits.
+            As command-line options; nothing if the plan fits, and of more GPUs only the smallest number.
         """
         if self.fits:
             return []
-        return [
-            (text, plan.memory.total)
-            for text, changes in _possible_changes(self.assumptions)
-            if (plan := TrainingPlan(self.sizes, replace(self.assumptions, **changes))).fits
-        ]
+        found = []
+        for text, changes in _possible_changes(self.assumptions):
+            plan = TrainingPlan(self.sizes, replace(self.assumptions, **changes))
+            if plan.fits:
+                found.append((text, plan.memory.total))
+                if "gpus" in changes:
+                    break
+        return found
 
 
 def _possible_changes(now: Assumptions) -> list[tuple[str, dict[str, Any]]]:
     changes: list[tuple[str, dict[str, Any]]] = []
     if not now.checkpointing:
-        changes.append(("keep activations checkpointed", {"checkpointing": True}))
+        changes.append(("--checkpointing", {"checkpointing": True}))
     if now.micro_batch > 1:
-        changes.append(("--micro-batch 1, and accumulate gradients", {"micro_batch": 1}))
+        changes.append(("--micro-batch 1", {"micro_batch": 1}))
     if now.strategy == "ddp" and now.gpus > 1:
         changes.append(("--strategy fsdp", {"strategy": "fsdp"}))
     if now.optimizer_bytes > 2:
-        changes.append(("an 8-bit AdamW (--optimizer-bytes 2)", {"optimizer_bytes": 2}))
+        changes.append(("--optimizer-bytes 2 (an 8-bit AdamW)", {"optimizer_bytes": 2}))
     if not now.lora:
         changes.append(("--lora 64", {"lora": 64}))
     more = [now.gpus * 2**power for power in range(1, 7)]
@@ -307,7 +313,8 @@ def flops_per_token(sizes: ModelSizes, assumptions: Assumptions) -> float:
     A product with a weight of N parameters takes 2N in the forward pass, 2N for the gradient of its input, and 2N for
     the gradient of the weight, the last only where the weight is trained. Nothing needs a gradient below the first
     layer's mixture: its attention runs forward only, and of its experts and router no input gradient is asked for.
-    Checkpointing adds a forward pass of the layers. Norms and activation functions are left out.
+    Checkpointing adds a forward pass of the layers, and the first layer's input gradients. Norms and activation
+    functions are left out.
 
     Args:
         sizes: The model.
@@ -323,11 +330,14 @@ def flops_per_token(sizes: ModelSizes, assumptions: Assumptions) -> float:
     forward = 2 * (sizes.layers * layer + head)
     again = 2 * sizes.layers * layer if assumptions.checkpointing else 0
     # Both products of attention are differentiated with respect to two inputs each.
-    upper = (sizes.layers - 1) * (layer + scores)
+    whole = layer + scores
     # In the first layer the trained expert alone: back through its down projection to its inner activations, and with
     # low-rank factors through the second factor of gate and up to the first.
     first = sizes.hidden * sizes.intermediate + lora // 3 + 2 * assumptions.lora * sizes.intermediate
-    inputs = 2 * (upper + first + head)
+    if assumptions.checkpointing:
+        # transformers then asks for the gradient of the embeddings' output.
+        first = whole
+    inputs = 2 * ((sizes.layers - 1) * whole + first + head)
     # The router's matrix is one product, of which the trained row takes its part.
     weights = 2 * sizes.layers * ((lora or sizes.expert_matrices) + router)
     return float(forward + again + inputs + weights)
@@ -339,21 +349,23 @@ def memory_per_gpu(sizes: ModelSizes, assumptions: Assumptions) -> Memory:
     frozen = frozen_parameters(sizes, assumptions)
     sharded = assumptions.strategy == "fsdp" and assumptions.gpus > 1
     parts = assumptions.gpus if sharded else 1
-    gathered = 0.0
+    # A trained fp32 weight is cast to what is computed with; autocast keeps all these copies through the forward pass.
+    working = (
+        trained * assumptions.activation_bytes if assumptions.trained_bytes > assumptions.activation_bytes else 0.0
+    )
     if sharded:
         layer = (sizes.attention_matrices + assumptions.experts * sizes.expert_matrices) * assumptions.activation_bytes
         head = sizes.vocabulary * sizes.hidden * assumptions.activation_bytes
-        # The layer at work and the next one, which is fetched meanwhile; embedding and head while they work; and a
-        # layer's gradients before each GPU keeps its share.
-        gradients = trained / sizes.layers * assumptions.gradient_bytes
-        gathered = 2 * max(layer, head) + gradients
+        # The layer at work and the next one, which is fetched meanwhile, or embedding and head; and a layer's gradients
+        # before each GPU keeps its share.
+        working = 2 * max(layer, head) + trained / sizes.layers * assumptions.gradient_bytes
     return Memory(
         frozen=frozen * assumptions.frozen_bytes / parts,
         trained=trained * assumptions.trained_bytes / parts,
         gradients=trained * assumptions.gradient_bytes / parts,
         optimizer=trained * assumptions.optimizer_bytes / parts,
         activations=activation_bytes(sizes, assumptions),
-        gathered=gathered,
+        working=working,
         overhead=assumptions.overhead_gb * GIGABYTE,
     )
 
@@ -361,20 +373,36 @@ def memory_per_gpu(sizes: ModelSizes, assumptions: Assumptions) -> Memory:
 def activation_bytes(sizes: ModelSizes, assumptions: Assumptions) -> float:
     """Add up the activations that one micro-batch keeps on a GPU.
 
-    A layer keeps its input and, if it is not checkpointed, what the backward pass reads: of attention the projections,
-    their norms' inputs and the output (flash attention keeps no scores), of each expert the two inner projections,
-    their product and its weighted output. A checkpointed run keeps this for the one layer at work. The head's logits are
-    made in pieces by the fused loss; a quarter of a gigabyte or less, counted among the overhead.
+    A checkpointed run keeps each layer's input, and all of the one layer at work. The head's logits are made in pieces
+    by the fused loss, small enough to count among the overhead.
 
     Returns:
         Bytes.
     """
+    of_layer = layer_activation_bytes(sizes, assumptions)
     tokens = assumptions.sequence * assumptions.micro_batch
-    attention = 5 * sizes.hidden + 4 * sizes.key_value_width
-    of_expert = 4 * sizes.intermediate + 2 * sizes.hidden
-    layer = 4 * sizes.hidden + attention + assumptions.experts * of_expert
-    kept = layer + sizes.layers * sizes.hidden if assumptions.checkpointing else sizes.layers * layer
-    return tokens * kept * assumptions.activation_bytes
+    last = tokens * sizes.hidden * _NORM_BYTES
+    if not assumptions.checkpointing:
+        return sizes.layers * of_layer + last
+    return sizes.layers * tokens * sizes.hidden * assumptions.activation_bytes + of_layer + last
+
+
+def layer_activation_bytes(sizes: ModelSizes, assumptions: Assumptions) -> float:
+    """Add up what the backward pass reads of one layer.
+
+    The inputs of the four norms, in fp32; queries, keys, values and output of attention (flash kernels keep no scores);
+    the mixture's input; of each expert gate, up and output, and of the trained one the product of the former two as
+    well.
+
+    Returns:
+        Bytes.
+    """
+    norms = 3 * sizes.hidden + sizes.key_value_width
+    attention = 2 * sizes.hidden + 2 * sizes.key_value_width
+    experts = assumptions.experts * (2 * sizes.intermediate + sizes.hidden) + sizes.intermediate
+    others = attention + sizes.hidden + experts
+    tokens = assumptions.sequence * assumptions.micro_batch
+    return tokens * (norms * _NORM_BYTES + others * assumptions.activation_bytes)
 
 
 def plan_training(model: str = "7B", **assumptions: Any) -> TrainingPlan:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from flexolmo_hf.errors import FrozenMovedError
+from flexolmo_hf.modeling.files.hashing import hash_tensor
 from flexolmo_hf.modeling.router import FlexOlmoRouter
 
 PROOF_FILE = "frozen.json"
-_CHUNK_BYTES = 2**26
 
 
 class FrozenProof:
@@ -40,7 +41,16 @@ class FrozenProof:
         now = hash_tensors({name: tensor for name, tensor in _all_tensors(model).items() if name in self.hashes})
         if moved := sorted(name for name in self.hashes if now.get(name) != self.hashes[name]):
             raise FrozenMovedError(moved)
-        return fingerprint(now)
+        return self.fingerprint
+
+    def follow_sharding(self, model: nn.Module) -> None:
+        """Take the parts that are here for the start, if the model has been sharded since and nothing is trained yet.
+
+        The fingerprint stays that of the whole tensors.
+        """
+        tensors = frozen_tensors(model)
+        if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+            self.hashes = hash_tensors(tensors)
 
     def write(self, folder: str | os.PathLike, model: nn.Module, step: int) -> None:
         """Check, and write ``frozen.json`` into a folder: nothing but counts and fingerprints.
@@ -88,14 +98,11 @@ def _all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, FlexOlmoRouter) and (at := module.trained_position) is not None:
             # In the matrix, the place of the row that is trained on its own holds nothing of meaning meanwhile.
             for name in {f"{prefix}.weight", f"{prefix}.bias"} & tensors.keys():
-                tensors[name] = torch.cat([tensors[name][:at], tensors[name][at + 1 :]])
+                # One that is sharded stays as it is: to take a row out, processes would have to talk to each other.
+                if not isinstance(tensors[name], DTensor):
+                    tensors[name] = torch.cat([tensors[name][:at], tensors[name][at + 1 :]])
     return tensors
 
 
 def _hash(tensor: torch.Tensor) -> str:
-    local = getattr(tensor, "_local_tensor", tensor).detach()
-    found = hashlib.sha256(f"{local.dtype} {tuple(local.shape)}".encode())
-    # Through the host in pieces: a copy of a whole tensor could be a gigabyte.
-    for piece in local.contiguous().view(-1).split(max(1, _CHUNK_BYTES // local.element_size())):
-        found.update(memoryview(piece.cpu().view(torch.uint8).numpy()))
-    return found.hexdigest()
+    return hash_tensor(getattr(tensor, "_local_tensor", tensor))

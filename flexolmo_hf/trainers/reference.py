@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 from flexolmo_hf.modeling.names import PUBLIC
 
@@ -22,13 +23,25 @@ class Reference(nn.Module):
         kind: ``"anchor"``, ``"start"`` or ``"auto"``; see `flexolmo_hf.trainers.config.WithReference`.
     """
 
+    policy: Any
+    trained: list[nn.Parameter]
+    start: list[torch.Tensor]
+
     def __init__(self, policy: FlexOlmoForCausalLM, expert: str, kind: str = "auto"):
         super().__init__()
         # Past nn.Module's own registration: the policy must not become a part of its reference.
         object.__setattr__(self, "policy", policy)
         self.others = tuple(name for name in policy.active_experts if name != expert)
-        self.kind = kind if kind != "auto" else ("anchor" if starts_as_the_anchor(policy, expert) else "start")
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        if kind == "anchor" and _moves_shared(policy):
+            raise ConfigurationError(
+                "The anchor cannot be the reference of a run that moves shared weights: it moves with them.",
+                'Choose reference="start".',
+            )
+        if kind == "auto":
+            anchor = starts_as_the_anchor(policy, expert) and not _moves_shared(policy)
+            kind = "anchor" if anchor else "start"
+        self.kind = kind
         object.__setattr__(self, "trained", trained)
         object.__setattr__(self, "start", [p.detach().clone() for p in trained] if self.kind == "start" else [])
 
@@ -72,6 +85,10 @@ class Reference(nn.Module):
     def _exchange(self) -> None:
         for index, parameter in enumerate(self.trained):
             self.start[index], parameter.data = parameter.data, self.start[index]
+
+
+def _moves_shared(policy: FlexOlmoForCausalLM) -> bool:
+    return any(parameter.requires_grad for name, parameter in policy.named_parameters() if ".mlp." not in name)
 
 
 def starts_as_the_anchor(policy: FlexOlmoForCausalLM, expert: str) -> bool:

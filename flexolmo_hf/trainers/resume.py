@@ -15,6 +15,11 @@ from flexolmo_hf.errors import NoCheckpointError, ResumeMismatchError
 
 RUN_FILE = "run.json"
 
+# The optimizer's state: the host's file, and accelerate's of a sharded run, whole or in shards.
+_OPTIMIZERS = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_0")
+# The folder of a sharded run's weights, if they are saved in shards.
+_SHARDS = "pytorch_model_fsdp_0"
+
 #: Settings that change what the next step would be. Others (logging, saving, evaluation) may differ.
 DECISIVE = (
     "expert",
@@ -102,9 +107,12 @@ def is_complete(checkpoint: Path) -> bool:
         weights = {SAFE_WEIGHTS_NAME}
         if index.is_file():
             weights = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        elif (checkpoint / _SHARDS).is_dir():
+            weights = {_SHARDS}
     except (OSError, ValueError, KeyError):
         return False
-    return all((checkpoint / name).is_file() for name in (*weights, OPTIMIZER_NAME, SCHEDULER_NAME))
+    has_optimizer = any((checkpoint / name).exists() for name in _OPTIMIZERS)
+    return has_optimizer and all((checkpoint / name).exists() for name in (*weights, SCHEDULER_NAME))
 
 
 def _step_of(path: Path) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM
 from flexolmo_hf.composition.manifest import Manifest
 from flexolmo_hf.composition.verification import WEIGHTS_FILE
-from flexolmo_hf.errors import FlexOlmoError
-from tests.conftest import as_one_file, dense_model
+from tests.conftest import as_one_file, dense_model, tree  # noqa: F401 (tree: for the tests here)
 
 #: Architectures that every promise about merging is tried on.
 VARIANTS = {
@@ -132,31 +130,6 @@ def forged(package, change=lambda tensors: None, **manifest):
 def disk_with(free):
     """Stand in for `shutil.disk_usage` on a disk with so many bytes free."""
     return lambda path: SimpleNamespace(free=free)
-
-
-def tree(folder):
-    """Return everything under a folder, hidden or not, with the hash of each file."""
-    paths = {path.relative_to(folder): path for path in folder.rglob("*")}
-    return {name: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else None for name, p in paths.items()}
-
-
-@pytest.fixture
-def refused(tmp_path):
-    """Expect an error of a kind that says certain things in one line, names no path, and leaves the disk as it was."""
-
-    @contextmanager
-    def expect(kind, *says):
-        before = tree(tmp_path)
-        with pytest.raises(kind) as caught:
-            yield
-        message = str(caught.value)
-        assert isinstance(caught.value, FlexOlmoError), message
-        assert [part for part in says if part not in message] == [], message
-        assert str(tmp_path) not in message
-        assert "\n" not in message
-        assert tree(tmp_path) == before
-
-    return expect
 
 
 @pytest.fixture

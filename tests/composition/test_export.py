@@ -264,7 +264,7 @@ def test_nothing_is_overwritten(tmp_path, refused):
 def test_a_disk_that_is_too_small_for_the_experts_kept_is_noticed_before_writing(tmp_path, refused, monkeypatch):
     saved(tmp_path)
     size = as_one_file(tmp_path / "all").stat().st_size
-    monkeypatch.setattr("flexolmo_hf.composition.folder.shutil.disk_usage", disk_with(size * 3 // 4))
+    monkeypatch.setattr("flexolmo_hf._folder.shutil.disk_usage", disk_with(size * 3 // 4))
 
     with refused(NoSpaceError, "MB are needed"):
         export_checkpoint(tmp_path / "all", tmp_path / "out")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from flexolmo_hf import FlexOlmoForCausalLM, inspect_checkpoint, merge_experts
-from flexolmo_hf.composition import folder as folders
+from flexolmo_hf import _folder as folders
 from flexolmo_hf.composition import merge
 from flexolmo_hf.errors import NoSpaceError
 from flexolmo_hf.modeling.files import layout

@@ -176,7 +176,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(model, tmp_path, monkeypatch, r
 
 def test_a_disk_that_is_too_small_is_refused_at_once(model, tmp_path, monkeypatch, refused):
     monkeypatch.setattr(packages, "save_file", None)
-    monkeypatch.setattr("flexolmo_hf.composition.folder.shutil.disk_usage", disk_with(free=1000))
+    monkeypatch.setattr("flexolmo_hf._folder.shutil.disk_usage", disk_with(free=1000))
 
     with refused(NoSpaceError, "needed"):
         ExpertPackage.from_model(model, "math").save_pretrained(tmp_path / "package")

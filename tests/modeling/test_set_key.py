@@ -132,3 +132,18 @@ def test_a_key_of_another_precision_is_another():
 def test_a_key_of_an_unknown_set_is_refused():
     with pytest.raises(UnknownExpertError):
         named_model().expert_set_key(["poems"])
+
+
+def test_the_key_of_a_low_rank_expert_depends_on_the_public_matrices_it_adds_to():
+    model = named_model(expert_forms={"math": {"rank": 3}})
+    before = model.expert_set_key(["math"]), model.expert_set_key(["code"])
+    change(model.expert_modules("public")[0].up_proj.weight)
+    assert model.expert_set_key(["math"]) != before[0]
+    assert model.expert_set_key(["code"]) == before[1]
+
+
+def test_a_key_does_not_depend_on_the_form_of_other_experts():
+    plain = named_model()
+    other = named_model(expert_forms={"news": {"width": 16}})
+    other.load_state_dict(plain.state_dict() | {k: v for k, v in other.state_dict().items() if ".experts.3." in k})
+    assert other.expert_set_key(["code"]) == plain.expert_set_key(["code"])

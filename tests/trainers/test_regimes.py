@@ -5,6 +5,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from flexolmo_hf import freeze_except
+from flexolmo_hf.errors import ConfigurationError
 from tests.modeling.test_expert_sets import named_model
 from tests.trainers.conftest import TEXT
 from tests.trainers.test_expert import Watch
@@ -113,3 +114,35 @@ def test_recomputing_frozen_experts_changes_no_gradient_and_keeps_fewer_activati
     assert gradients[0].keys() == gradients[1].keys() != set()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     assert kept[1] < 0.75 * kept[0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "parts"),
+    [(["embeddings"], ["embed_tokens"]), (["lm_head", "attention"], ["lm_head", "self_attn"]), (["norms"], ["norm"])],
+    ids=str,
+)
+def test_shared_weights_move_only_where_it_is_said_and_the_package_says_so(trainer, model, tmp_path, groups, parts):
+    from flexolmo_hf import ExpertPackage
+    from flexolmo_hf.composition.training_record import read_training_record
+
+    before = state(model)
+    run = trainer(TEXT, unfreeze=groups, save_strategy="steps", save_steps=2)
+    run.train()
+    after = state(model)
+    for key in before:
+        if ".mlp." not in key:
+            said = any(part in key for part in parts) and not (groups == ["norms"] and "self_attn" in key)
+            assert torch.equal(before[key], after[key]) != said, key
+    package = ExpertPackage.from_model(model, "math", **read_training_record(tmp_path / "run" / "checkpoint-2"))
+    assert package.manifest.unfrozen == groups
+    assert package.manifest.training["shared weights trained"] == ", ".join(groups)
+
+
+def test_the_anchor_is_trained_only_where_it_is_said(trainer, model):
+    before = state(model)
+    with pytest.raises(ConfigurationError, match="allow_training_anchor"):
+        trainer(TEXT, expert="public")
+    trainer(TEXT, expert="public", allow_training_anchor=True).train()
+    moved = {key for key, value in state(model).items() if not torch.equal(value, before[key])}
+    assert {key for key in moved if belongs_to(key, 0)}
+    assert not {key for key in moved if belongs_to(key, 1)}

@@ -30,6 +30,12 @@ from flexolmo_hf.modeling.files.download import LocalPart, local_part, name_afte
 from flexolmo_hf.modeling.files.layout import files_by_expert, remove_single_file
 from flexolmo_hf.modeling.files.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.files.needed_files import absent_experts, only_needed_files
+from flexolmo_hf.modeling.files.router_base import (
+    RouterBase,
+    read_router_base,
+    remove_router_base,
+    write_router_base,
+)
 from flexolmo_hf.modeling.live import CheckpointSource
 from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
 
@@ -97,6 +103,8 @@ class NamedExpertCheckpoint(ExpertSets):
     """`from_pretrained` and `save_pretrained` for named experts; differs from upstream in what is refused."""
 
     config: FlexOlmoConfig
+    #: The router as it was before it was tuned, which goes where the model goes; None for one that never was.
+    router_base: RouterBase | None = None
 
     @classmethod
     def from_pretrained(cls, path: Any, *model_args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -143,6 +151,10 @@ class NamedExpertCheckpoint(ExpertSets):
         model.source = _source_of(part)
         refuse_gaps(report)
         model._check_public_bias()
+        # While the model was made its tensors had no place, and neither had what was resolved for its set in force.
+        model._experts_in_memory_changed(model.active_experts)
+        if part.path is not None:
+            model.router_base = read_router_base(Path(part.path) / subfolder, model.expert_names)
         return (model, report) if output_loading_info else model
 
     @staticmethod
@@ -188,6 +200,14 @@ class NamedExpertCheckpoint(ExpertSets):
         with self._numbered_anew(), files_by_expert(self.expert_names):
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)  # type: ignore[misc]
         remove_single_file(Path(save_directory), kwargs.get("variant"))
+        if kwargs.get("is_main_process", True):
+            self._save_router_base(save_directory)
+
+    def _save_router_base(self, folder: str | os.PathLike) -> None:
+        if self.router_base is None:
+            remove_router_base(folder)
+        else:
+            write_router_base(folder, self.router_base, self.expert_names)
 
     @contextmanager
     def _numbered_anew(self) -> Iterator[None]:

@@ -106,9 +106,10 @@ def write_weights(
         for key, tensor in written.items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteTensorError(key, whose)
-        save_file({key: tensor.contiguous() for key, tensor in written.items()}, folder / file, {"format": "pt"})
+        contiguous = {key: tensor.contiguous() for key, tensor in written.items()}
+        save_file(contiguous, folder / file, metadata={"format": "pt"})
         # Before the next file's are made.
-        written.clear()
+        del written, contiguous, tensor
     index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
 

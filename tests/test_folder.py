@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flexolmo_hf.composition import folder as folders
-from flexolmo_hf.composition.folder import new_folder, refuse_nonempty
+from flexolmo_hf import _folder as folders
+from flexolmo_hf._folder import new_folder, refuse_nonempty
 from flexolmo_hf.errors import FlexOlmoError, NoSpaceError, OutputFolderNotEmptyError
 from tests.composition.conftest import FULL, disk_with, tree
 

@@ -1,0 +1,88 @@
+"""A process that holds one contestant and takes one step when told to, so that several can take turns.
+
+Requests and replies are lines of JSON, as in `benchmarks.inference.worker`.
+"""
+
+import sys
+import time
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.inference.settings import Shape
+from benchmarks.inference.worker import serve
+from benchmarks.training import contestants, operations
+from benchmarks.training.stepped import SteppedTrainer
+
+
+class Bench:
+    """One contestant: ``"stock"``, ``"stock, frozen"``, ``"ours"`` or ``"trainer"``."""
+
+    def __init__(self, who: str):
+        self.who = who
+        self.model: Any = None
+        self.optimizer: Any = None
+        self.ids_BT = torch.empty(0)
+        self._stepped: SteppedTrainer | None = None
+        self._products: operations.Products | None = None
+
+    def load(self, folder: str, batch: int, length: int, **changes: Any) -> float:
+        """Load the checkpoint, make ready, and return the loss before the first step.
+
+        Args:
+            folder: Where the checkpoint lies.
+            batch: Sequences of a step.
+            length: Tokens of each.
+            **changes: Settings of the trainer that differ.
+        """
+        if self.who.startswith("stock"):
+            self.model, self.optimizer = contestants.stock(folder, "eager", freeze=self.who == "stock, frozen")
+        else:
+            self.model, self.optimizer = contestants.ours(folder)
+        self.ids_BT = contestants.tokens(batch, length, self.model.config.vocab_size)
+        with torch.no_grad():
+            loss = float(self.model(self.ids_BT, labels=self.ids_BT, use_cache=False).loss)
+        if self.who == "trainer":
+            self._stepped = SteppedTrainer(self.model, batch, length, **changes)
+        return loss
+
+    def step(self, implementation: str = "auto") -> float:
+        """Take one step and return its seconds."""
+        if self._stepped is not None:
+            return self._stepped.step()
+        self.model.set_experts_implementation(implementation)
+        begin = time.perf_counter()
+        contestants.bare_step(self.model, self.optimizer, self.ids_BT)
+        return time.perf_counter() - begin
+
+    def loss(self) -> float:
+        """Return the loss on the batch as it is now."""
+        with torch.no_grad():
+            return float(self.model(self.ids_BT, labels=self.ids_BT, use_cache=False).loss)
+
+    def state_bytes(self) -> dict[str, int]:
+        """Return the bytes of the optimizer's moments, and how many parameters it was given."""
+        optimizer = self.optimizer if self._stepped is None else self._stepped.trainer.optimizer
+        given = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+        return {"moments": contestants.moment_bytes(optimizer), "parameters": given}
+
+    def counted(self) -> float:
+        """Return the operations that torch counts in a step."""
+        return operations.counted(self.model, self.ids_BT)
+
+    def products(self, **shape: int) -> float:
+        """Return the seconds of a step's products alone."""
+        if self._products is None:
+            self._products = operations.Products(operations.products(Shape(**shape), self.ids_BT.numel()))
+        return self._products.run()
+
+    def close(self) -> dict[str, float]:
+        """Let the trainer finish; return the seconds that it took to build it and to check what is frozen."""
+        assert self._stepped is not None
+        return {"built": self._stepped.built, "checked": self._stepped.close()}
+
+
+if __name__ == "__main__":
+    transformers.utils.logging.disable_progress_bar()
+    serve(Bench(sys.argv[1]))  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+"""What a search for proxy data gives back: public text, and numbers about how it was found."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flexolmo_hf._folder import new_folder
+from flexolmo_hf.routing.classifier_report import ClassifierReport
+from flexolmo_hf.routing.embedded import Tally
+from flexolmo_hf.routing.leaks import LeakReport
+
+
+@dataclass(frozen=True, repr=False)
+class ProxySelection:
+    """Public documents that look like an owner's private ones.
+
+    It holds no private text, no private embedding and no classifier. What it does tell about the private documents is
+    what the choice itself tells, the scores, and the figures of the two reports.
+
+    Attributes:
+        texts: The chosen documents, the best first, or in the order in which diversity chose them.
+        indices: Their positions in the stream of public documents.
+        scores: The classifier's probability for each that it is private, both kinds taken as equally frequent.
+        classifier: How far the classifier can be trusted.
+        leaks: How near the chosen documents are to private ones.
+        public: Counts over the public documents.
+        private: Counts over the private documents.
+        repeated: Public documents left out because the same text was already a candidate.
+        settings: How the choice was made.
+    """
+
+    texts: list[str]
+    indices: list[int]
+    scores: list[float]
+    classifier: ClassifierReport
+    leaks: LeakReport
+    public: Tally
+    private: Tally
+    repeated: int
+    settings: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self)} of {self.public.read} public documents, "
+            f"held-out accuracy {self.classifier.accuracy:.3f})"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Give everything but the documents, their positions and scores; numbers and settings only."""
+        names = ("classifier", "leaks", "public", "private")
+        return {
+            "chosen": len(self),
+            **{name: asdict(getattr(self, name)) for name in names},
+            "repeated": self.repeated,
+            "settings": self.settings,
+        }
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write ``proxy.jsonl`` (text, index, score), ``report.json`` and ``report.md``.
+
+        Args:
+            folder: New or empty. Nothing is left there if writing fails.
+
+        Raises:
+            OutputFolderNotEmptyError, OutputPlaceError, NoSpaceError: If it cannot be written to.
+        """
+        with new_folder(folder) as place:
+            with (place / "proxy.jsonl").open("w", encoding="utf8") as rows:
+                for text, index, score in zip(self.texts, self.indices, self.scores, strict=True):
+                    rows.write(json.dumps({"text": text, "index": index, "score": score}) + "\n")
+            (place / "report.json").write_text(json.dumps(self.report(), indent=1) + "\n", "utf8")
+            (place / "report.md").write_text(self.markdown(), "utf8")
+
+    def markdown(self) -> str:
+        """Write the report as a page."""
+        judge, leaks = self.classifier, self.leaks
+        bins = [
+            f"| {b.lower:.1f} to {b.upper:.1f} | {b.mean_predicted:.3f} | {b.fraction_private:.3f} | {b.count} |"
+            for b in judge.calibration
+        ]
+        shares = [f"| {share} | {leaks.distance[share]:.3f} | {leaks.overlap[share]:.3f} |" for share in leaks.distance]
+        return "\n".join(
+            [
+                "# Proxy data",
+                "",
+                f"{len(self)} documents were chosen of {self.public.read} public ones ({self.public.empty} empty, "
+                f"{self.public.unusable} without a usable embedding, {self.repeated} repeated among the best).",
+                f"There were {self.private.read} private documents ({self.private.empty} empty, "
+                f"{self.private.unusable} without a usable embedding).",
+                "",
+                "## Classifier",
+                "",
+                f"Held-out accuracy {judge.accuracy:.3f}, AUC {judge.auc:.3f}, calibration error "
+                f"{judge.calibration_error:.3f}, both kinds counting the same.",
+                f"Learned from {judge.trained_public} public and {judge.trained_private} private documents, measured "
+                f"on {judge.held_out_public} and {judge.held_out_private} others.",
+                "",
+                "| predicted | mean predicted | fraction private | documents |",
+                "|---|---|---|---|",
+                *bins,
+                "",
+                "## Nearness to private documents",
+                "",
+                f"Of {leaks.candidates} candidates {leaks.removed} were removed as near-duplicates: "
+                f"{leaks.removed_by_cosine} with a cosine of {leaks.cosine_limit} or more to a private document, "
+                f"{leaks.removed_by_overlap} with {leaks.overlap_limit:.0%} or more of their 13-word sequences in one.",
+                f"Of the chosen documents {leaks.sharing} share some 13-word sequence with a private one.",
+                "",
+                "| quantile of the chosen | cosine distance to the nearest | share of sequences |",
+                "|---|---|---|",
+                *shares,
+                "",
+                "## Settings",
+                "",
+                *(f"- {name}: {value}" for name, value in self.settings.items()),
+                "",
+            ]
+        )
