@@ -13,8 +13,72 @@ REFERENCES = ("auto", "anchor", "start")
 
 
 @dataclass
-class ExpertSettings:
-    """The fields that every trainer of one expert adds to TRL's.
+class PartSettings:
+    """The fields that every trainer here adds to TRL's.
+
+    Args:
+        router_z_loss_coef: Weight of the router z-loss; the paper's value. 0 switches it off.
+        telemetry: Whether TRL may report the run's kind to Hugging Face. Off unless you turn it on.
+    """
+
+    router_z_loss_coef: float = field(
+        default=1e-3, metadata={"help": "Weight of the router z-loss; 0 switches it off."}
+    )
+    telemetry: bool = field(default=False, metadata={"help": "Whether TRL may report the run's kind to Hugging Face."})
+
+    # Mixed precision where the accelerator has it; TRL's default is bf16 wherever it runs, which other machines refuse.
+    bf16: bool | None = field(default=None, metadata={"help": "Mixed precision; default where the accelerator has it."})
+    # TRL would switch a mixture's load-balancing loss on; FlexOlmo's experts are used as the text asks for them.
+    router_aux_loss_coef: float | None = field(
+        default=0.0, metadata={"help": "Must be 0: there is no load to balance."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check what can be known without the model.
+
+        Raises:
+            ConfigurationError: If a weight is negative, or two settings exclude each other.
+        """
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()  # type: ignore[attr-defined]
+        super().__post_init__()  # type: ignore[misc]
+        if self.router_aux_loss_coef:
+            raise ConfigurationError(
+                f"router_aux_loss_coef is {self.router_aux_loss_coef}, but there is no load to balance.",
+                "Leave it at 0.0.",
+            )
+        for name in ("router_z_loss_coef", "lm_z_loss_coef", "lora_r", "router_lr_scale"):
+            if getattr(self, name, 0) < 0:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}.", "It is 0 or more.")
+        # The host renames these settings; either name may carry them.
+        kwargs = [getattr(self, f"{kind}_checkpointing_kwargs", None) or {} for kind in ("gradient", "activation")]
+        on = any(getattr(self, f"{kind}_checkpointing", False) for kind in ("gradient", "activation"))
+        if on and any(given.get("use_reentrant") for given in kwargs):
+            raise ConfigurationError(
+                "Reentrant gradient checkpointing gives no gradient behind frozen embeddings.",
+                'Leave gradient_checkpointing_kwargs out or set {"use_reentrant": False}.',
+            )
+
+
+@dataclass
+class TextSettings(PartSettings):
+    """The fields of trainers of next tokens, with the paper's values.
+
+    Args:
+        lm_z_loss_coef: Weight of the z-loss on the output distribution; the paper's value. 0 switches it off.
+    """
+
+    lm_z_loss_coef: float = field(default=1e-5, metadata={"help": "Weight of the output z-loss; 0 switches it off."})
+
+    # The paper's values where TRL's differ.
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
+    max_length: int | None = field(default=4096, metadata={"help": "Tokens per sequence."})
+
+
+@dataclass
+class ExpertSettings(PartSettings):
+    """The fields that every trainer of one expert adds.
 
     Args:
         expert: Name of the expert to train; required.
@@ -27,8 +91,6 @@ class ExpertSettings:
         recompute_frozen: Whether the frozen experts' activations are computed again in the backward pass instead of
             kept: less memory for about a sixth more time.
         router_lr_scale: Learning rate of the router row and bias over that of the expert's matrices.
-        router_z_loss_coef: Weight of the router z-loss; the paper's value. 0 switches it off.
-        telemetry: Whether TRL may report the run's kind to Hugging Face. Off unless you turn it on.
     """
 
     expert: str = field(default="", metadata={"help": "Name of the expert to train."})
@@ -48,73 +110,35 @@ class ExpertSettings:
     router_lr_scale: float = field(
         default=1.0, metadata={"help": "Learning rate of router row and bias over that of the expert's matrices."}
     )
-    router_z_loss_coef: float = field(
-        default=1e-3, metadata={"help": "Weight of the router z-loss; 0 switches it off."}
-    )
-    telemetry: bool = field(default=False, metadata={"help": "Whether TRL may report the run's kind to Hugging Face."})
-
-    # Mixed precision where the accelerator has it; TRL's default is bf16 wherever it runs, which other machines refuse.
-    bf16: bool | None = field(default=None, metadata={"help": "Mixed precision; default where the accelerator has it."})
-    # TRL would switch a mixture's load-balancing loss on; experts that are trained alone have no load to balance.
-    router_aux_loss_coef: float | None = field(
-        default=0.0, metadata={"help": "Must be 0: there is no load to balance."}
-    )
 
     def __post_init__(self) -> None:
         """Check what can be known without the model.
 
         Raises:
-            ConfigurationError: If no expert is named, a weight is negative, or two settings exclude each other.
+            ConfigurationError: If no expert is named, or as `PartSettings`.
             InvalidExpertNameError: If `expert` cannot be a name.
         """
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()  # type: ignore[attr-defined]
-        super().__post_init__()  # type: ignore[misc]
+        super().__post_init__()
         if not self.expert:
             raise ConfigurationError(
                 "No expert is named.", f'Say which one is trained: {type(self).__name__}(expert="math", ...).'
             )
         check_expert_name(self.expert)
-        if self.router_aux_loss_coef:
-            raise ConfigurationError(
-                f"router_aux_loss_coef is {self.router_aux_loss_coef}, but one expert alone has no load to balance.",
-                "Leave it at 0.0.",
-            )
-        for name in ("router_z_loss_coef", "lm_z_loss_coef", "lora_r", "router_lr_scale"):
-            if getattr(self, name, 0) < 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}.", "It is 0 or more.")
-        # The host renames these settings; either name may carry them.
-        kwargs = [getattr(self, f"{kind}_checkpointing_kwargs", None) or {} for kind in ("gradient", "activation")]
-        on = any(getattr(self, f"{kind}_checkpointing", False) for kind in ("gradient", "activation"))
-        if on and any(given.get("use_reentrant") for given in kwargs):
-            raise ConfigurationError(
-                "Reentrant gradient checkpointing gives no gradient behind frozen embeddings.",
-                'Leave gradient_checkpointing_kwargs out or set {"use_reentrant": False}.',
-            )
 
 
 @dataclass
-class ExpertSFTConfig(ExpertSettings, SFTConfig):
+class ExpertSFTConfig(TextSettings, ExpertSettings, SFTConfig):
     """Differs from TRL's `SFTConfig` in the fields of `ExpertSettings`, one loss, and the paper's values as defaults.
 
     The paper trains 50 B tokens per expert with AdamW (betas 0.9 and 0.95, no weight decay), gradient clipping at 1.0,
     a cosine schedule, a learning rate of about 9e-4, 2000 warm-up steps and sequences of 4096 tokens (arXiv
     2507.07024). The warm-up is given here as a share of the run, since 2000 steps are more than most runs have.
-
-    Args:
-        lm_z_loss_coef: Weight of the z-loss on the output distribution; the paper's value. 0 switches it off.
     """
 
-    lm_z_loss_coef: float = field(default=1e-5, metadata={"help": "Weight of the output z-loss; 0 switches it off."})
-
-    # The paper's values where TRL's differ.
     learning_rate: float = field(default=9e-4, metadata={"help": "The peak learning rate."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
     warmup_steps: float = field(
         default=0.03, metadata={"help": "Warm-up, in steps or (below 1) as a share of the run."}
     )
-    max_length: int | None = field(default=4096, metadata={"help": "Tokens per sequence."})
 
 
 @dataclass

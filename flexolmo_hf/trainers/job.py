@@ -15,7 +15,7 @@ from flexolmo_hf._rows import read_rows
 from flexolmo_hf.errors import ConfigurationError, UnknownArgumentError
 from flexolmo_hf.trainers.config import ExpertSFTConfig
 from flexolmo_hf.trainers.expert import ExpertSFTTrainer
-from flexolmo_hf.trainers.mixin import load_to_train
+from flexolmo_hf.trainers.part import load_to_train
 
 
 @dataclass
