@@ -30,7 +30,7 @@ class Settings:
     batch: int = 4
     tokens: int = 256
     wide: Shape = Shape(512, 1376, 2, experts=2, vocabulary=100_352)
-    ranks: tuple[int, ...] = (8, 32, 128)
+    ranks: tuple[int, ...] = (8, 32, 64)
     learning_steps: int = 150
 
 

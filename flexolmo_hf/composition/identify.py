@@ -119,6 +119,7 @@ def identify_experts(
     reader = CheckpointReader(checkpoint)
     if reader.is_dense:
         raise NotFlexOlmoError(Olmo2Config.model_type)
+    _refuse_forms("The checkpoint", reader.config.expert_forms)
     known = [_reference(name, place, reader) for name, place in _pairs(references)]
     if not known:
         raise ConfigurationError("There is no reference.", "Give at least one package or checkpoint to compare with.")
@@ -153,11 +154,21 @@ def _reference(name: str | None, place: Place, reader: CheckpointReader) -> _Ref
     if (Path(place) / MANIFEST_FILE).is_file():
         package = ExpertPackage.from_pretrained(place)
         _refuse_other_sizes(shown, package.manifest.anchor.settings, reader)
+        _refuse_forms(f"Reference {shown!r}", package.manifest.form)
         return _Reference(name or package.name, lambda layer, matrix: package.tensors[f"layers.{layer}.{matrix}"])
     other = CheckpointReader(place)
     _refuse_other_sizes(shown, other.config.to_dict(), reader)
+    _refuse_forms(f"Reference {shown!r}", other.config.expert_forms)
     index, own = _meant_expert(name, shown, other)
     return _Reference(name or own, _matrices(other, index))
+
+
+def _refuse_forms(what: str, forms: Mapping[str, object]) -> None:
+    if forms:
+        raise ConfigurationError(
+            f"{what} holds an expert that is low-rank or narrow, and only full matrices can be compared.",
+            "Write full ones first: ExpertPackage.materialise for a package, flexolmo export for a checkpoint.",
+        )
 
 
 def _refuse_other_sizes(shown: str, sizes: Mapping[str, object], reader: CheckpointReader) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.modeling.low_rank import LowRankExpert
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 from flexolmo_hf.modeling.names import PUBLIC
 
@@ -98,7 +99,11 @@ def starts_as_the_anchor(policy: FlexOlmoForCausalLM, expert: str) -> bool:
     """
     if policy.active_experts != [PUBLIC, expert] or policy.config.num_experts_per_tok < 2:
         return False
-    pairs = zip(policy.expert_modules(PUBLIC), policy.expert_modules(expert), strict=True)
+    modules: list[Any] = list(policy.expert_modules(expert))
+    if all(isinstance(module, LowRankExpert) for module in modules):
+        # A difference of zero to the public expert.
+        return all(not part.B.weight.any() for own in modules for part in (own.gate_proj, own.up_proj, own.down_proj))
+    pairs = zip(policy.expert_modules(PUBLIC), modules, strict=True)
     return all(
         torch.equal(mine, theirs)
         for public, own in pairs

@@ -7,7 +7,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flexolmo_hf import FlexOlmoConfig, FlexOlmoForCausalLM, identify_experts, inspect_checkpoint, merge_experts
+from flexolmo_hf import (
+    ExpertPackage,
+    FlexOlmoConfig,
+    FlexOlmoForCausalLM,
+    identify_experts,
+    inspect_checkpoint,
+    merge_experts,
+)
 from flexolmo_hf.errors import (
     AmbiguousExpertError,
     CheckpointNotFoundError,
@@ -395,3 +402,14 @@ def test_a_write_that_fails_leaves_the_former_names(released, refused, monkeypat
     with pytest.raises(InvalidExpertNameError):
         write_expert_names(released / "released", ["public", "x/y", "y", "z"])
     assert tree(released) == before
+
+
+def test_experts_of_other_forms_are_refused(tmp_path, two_owners):
+    package = ExpertPackage.from_pretrained(two_owners.packages["math"])
+    package.compress(2, anchor=two_owners.anchor).save_pretrained(tmp_path / "small")
+    merge_experts(two_owners.anchor, two_owners.packages, tmp_path / "merged")
+    merge_experts(two_owners.anchor, {"math": tmp_path / "small"}, tmp_path / "mixed")
+    with pytest.raises(ConfigurationError, match="'small' holds an expert that is low-rank"):
+        identify_experts(tmp_path / "merged", [tmp_path / "small"])
+    with pytest.raises(ConfigurationError, match="The checkpoint holds an expert that is low-rank"):
+        identify_experts(tmp_path / "mixed", [two_owners.packages["math"]])

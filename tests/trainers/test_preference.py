@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from flexolmo_hf import ExpertDPOConfig, ExpertDPOTrainer, freeze_except
+from flexolmo_hf import ExpertDPOConfig, ExpertDPOTrainer, freeze_except, to_low_rank
 from flexolmo_hf.errors import ConfigurationError, UnknownExpertError
 from flexolmo_hf.trainers.reference import Reference, starts_as_the_anchor
 from tests.trainers.test_freezing import belongs_to, state
@@ -106,6 +106,13 @@ def test_the_reference_is_the_anchor_only_where_both_are_one_function(model):
     assert not starts_as_the_anchor(model, "math")
     model.config.num_experts_per_tok = 2
     assert not starts_as_the_anchor(moved(model), "math")
+
+
+def test_a_fresh_low_rank_expert_starts_as_the_anchor(model):
+    to_low_rank(model, "math", 2)
+    assert starts_as_the_anchor(model, "math")
+    model.expert_modules("math")[1].up_proj.B.weight.data[0, 0] = 1
+    assert not starts_as_the_anchor(model, "math")
 
 
 def test_what_cannot_be_meant_is_refused(dpo, model, tokenizer):
