@@ -1,6 +1,6 @@
 """What router rows, biases and tuning are worth on real text: one public model, two owners, every choice in turn.
 
-Run as ``python -m benchmarks.router_choices [--encoder FOLDER]``; writes router_choices.md and .json in docs/benchmarks.
+Run as ``python -m benchmarks.router_choices [--encoder FOLDER]``; writes docs/benchmarks/router_choices.md and .json.
 Every owner trains alone; tuning sees public documents only, chosen by `select_proxy`.
 """
 

@@ -4,10 +4,10 @@ import queue
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from benchmarks.training.contestants import EXPERT, RATE, tokens
@@ -19,7 +19,7 @@ EPOCH = 200
 
 
 class SteppedTrainer:
-    """An `ExpertSFTTrainer` whose `train` runs in a thread of its own and waits before each step.
+    """An `ExpertSFTTrainer` whose `train` waits before each step until another thread lets it go on.
 
     A step is timed from its release until the trainer is about to begin the next, so that fetching data, logging,
     clipping and schedules are in it. Everything is as the trainer has it by default but for what would change the work:
@@ -29,10 +29,12 @@ class SteppedTrainer:
         model: The model to train.
         batch: Sequences of a step.
         length: Tokens of each.
+        run: Has the main thread do something, and returns at once. Other threads get memory and helpers in another way,
+            and are slower.
         **changes: Settings that differ.
     """
 
-    def __init__(self, model: Any, batch: int, length: int, **changes: Any):
+    def __init__(self, model: Any, batch: int, length: int, run: Callable[[Callable[[], None]], None], **changes: Any):
         self._folder = tempfile.TemporaryDirectory()
         self._go: queue.Queue[bool] = queue.Queue()
         self._arrived: queue.Queue[BaseException | float] = queue.Queue()
@@ -41,10 +43,14 @@ class SteppedTrainer:
         #: Seconds to build it, which hashes all that is frozen.
         self.built = time.perf_counter() - begin
         self.trainer.add_callback(_Gate(self._go, self._arrived))
-        self._threads = torch.get_num_threads()
-        self._thread = threading.Thread(target=self._train, daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()
+        run(self._train)
         self._wait()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the trainer has finished."""
+        return self._ended.is_set()
 
     def step(self) -> float:
         """Let the trainer take one step, and return its seconds."""
@@ -55,20 +61,20 @@ class SteppedTrainer:
     def close(self) -> float:
         """Take a last step, let the trainer finish, and return the seconds that checking what is frozen took."""
         self._go.put(False)
-        self._thread.join()
+        self._ended.wait()
         self._folder.cleanup()
         begin = time.perf_counter()
         self.trainer._proof.check(self.trainer.model)
         return time.perf_counter() - begin
 
     def _train(self) -> None:
-        # A thread counts its helpers for itself.
-        torch.set_num_threads(self._threads)
         try:
             self.trainer.train()
         except BaseException as error:
             # The one who waits is told, in its own thread.
             self._arrived.put(error)
+        finally:
+            self._ended.set()
 
     def _wait(self) -> float:
         arrived = self._arrived.get()

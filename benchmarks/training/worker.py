@@ -3,8 +3,11 @@
 Requests and replies are lines of JSON, as in `benchmarks.inference.worker`.
 """
 
+import queue
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +18,21 @@ from benchmarks.inference.worker import serve
 from benchmarks.training import contestants, operations
 from benchmarks.training.stepped import SteppedTrainer
 
+#: What the main thread is to do, where another one answers the requests.
+MAIN_THREAD: "queue.Queue[Callable[[], None] | None]" = queue.Queue()
+
+
+def in_a_thread(task: Callable[[], None]) -> None:
+    """Do something beside the main thread, where how fast it is does not matter."""
+    threading.Thread(target=task, daemon=True).start()
+
 
 class Bench:
     """One contestant: ``"stock"``, ``"stock, frozen"``, ``"ours"`` or ``"trainer"``."""
 
-    def __init__(self, who: str):
+    def __init__(self, who: str, run: Callable[[Callable[[], None]], None] = in_a_thread):
         self.who = who
+        self._run = run
         self.model: Any = None
         self.optimizer: Any = None
         self.ids_BT = torch.empty(0)
@@ -44,7 +56,7 @@ class Bench:
         with torch.no_grad():
             loss = float(self.model(self.ids_BT, labels=self.ids_BT, use_cache=False).loss)
         if self.who == "trainer":
-            self._stepped = SteppedTrainer(self.model, batch, length, **changes)
+            self._stepped = SteppedTrainer(self.model, batch, length, self._run, **changes)
         return loss
 
     def step(self, implementation: str = "auto") -> float:
@@ -82,7 +94,31 @@ class Bench:
         assert self._stepped is not None
         return {"built": self._stepped.built, "checked": self._stepped.close()}
 
+    def end(self) -> None:
+        """Let a trainer that still waits for its next step finish."""
+        if self._stepped is not None and not self._stepped.has_ended:
+            self._stepped.close()
+
+
+def main(who: str) -> None:
+    """Answer requests; a trainer needs the main thread for itself meanwhile."""
+    transformers.utils.logging.disable_progress_bar()
+    bench = Bench(who, run=MAIN_THREAD.put)
+    if who != "trainer":
+        serve(bench)  # type: ignore[arg-type]
+        return
+
+    def answer() -> None:
+        try:
+            serve(bench)  # type: ignore[arg-type]
+        finally:
+            bench.end()
+            MAIN_THREAD.put(None)
+
+    threading.Thread(target=answer, daemon=True).start()
+    while (task := MAIN_THREAD.get()) is not None:
+        task()
+
 
 if __name__ == "__main__":
-    transformers.utils.logging.disable_progress_bar()
-    serve(Bench(sys.argv[1]))  # type: ignore[arg-type]
+    main(sys.argv[1])
