@@ -22,7 +22,7 @@ from flexolmo_hf import (
 from flexolmo_hf.composition.manifest import Manifest
 from flexolmo_hf.errors import ConfigurationError, RouterProjectionError
 from flexolmo_hf.modeling.embedded_row import RouterProjection
-from tests.composition.conftest import edit_json, move_expert, pack, refused  # noqa: F401 (a fixture)
+from tests.composition.conftest import edit_json, move_expert, pack
 from tests.conftest import TINY, dense_model
 
 HIDDEN, LAYERS = TINY["hidden_size"], TINY["num_hidden_layers"]
