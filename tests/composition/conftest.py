@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM
 from flexolmo_hf.composition.manifest import Manifest
 from flexolmo_hf.composition.verification import WEIGHTS_FILE
-from tests.conftest import as_one_file, dense_model, tree  # noqa: F401 (tree: for the tests here)
+from tests.conftest import as_one_file, dense_model, tree  # noqa: F401 (the tests here take it from this file)
 
 #: Architectures that every promise about merging is tried on.
 VARIANTS = {

@@ -196,7 +196,7 @@ def test_packages_without_embeddings_merge_as_before(tmp_path, dense):
 
 
 @DIFFERENCES
-def test_packages_of_different_projections_are_refused_by_name(tmp_path, dense, refused, changes, says):  # noqa: F811
+def test_packages_of_different_projections_are_refused_by_name(tmp_path, dense, refused, changes, says):
     packages = {
         "math": trained(dense, tmp_path, "math", PUBLIC_ROW, embedded(encoder="a/a")),
         "code": trained(dense, tmp_path, "code", PUBLIC_ROW, embedded(**changes)),
@@ -205,7 +205,7 @@ def test_packages_of_different_projections_are_refused_by_name(tmp_path, dense, 
         merge_experts(tmp_path / "anchor", packages, tmp_path / "merged")
 
 
-def test_another_seed_is_named_before_the_public_row_that_differs_for_it(tmp_path, dense, refused):  # noqa: F811
+def test_another_seed_is_named_before_the_public_row_that_differs_for_it(tmp_path, dense, refused):
     packages = {
         "math": trained(dense, tmp_path, "math", embedded(seed=0), embedded(seed=0)),
         "code": trained(dense, tmp_path, "code", embedded(seed=1), embedded(seed=1)),
@@ -214,7 +214,7 @@ def test_another_seed_is_named_before_the_public_row_that_differs_for_it(tmp_pat
         merge_experts(tmp_path / "anchor", packages, tmp_path / "merged")
 
 
-def test_a_package_of_another_projection_than_the_anchors_is_refused(tmp_path, dense, refused):  # noqa: F811
+def test_a_package_of_another_projection_than_the_anchors_is_refused(tmp_path, dense, refused):
     public = embedded(seed=0)
     FlexOlmoForCausalLM.from_dense(dense, router_embeddings={"public": public}).save_pretrained(tmp_path / "flex")
     package = trained(dense, tmp_path, "math", public.vector, embedded(seed=1))
