@@ -69,4 +69,10 @@ def _load(name: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     with named_errors(name):
-        return SentenceTransformer(name, model_kwargs={"use_safetensors": True})
+        try:
+            return SentenceTransformer(name, model_kwargs={"use_safetensors": True})
+        except ValueError as error:
+            # A folder that is there and holds something else.
+            raise ConfigurationError(
+                f"{Path(name).name!r} holds no encoder.", "Name the folder or repository of a sentence-transformers model."
+            ) from error

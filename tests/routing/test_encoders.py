@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from flexolmo_hf import domain_embedding
-from flexolmo_hf.errors import CheckpointNotFoundError, MissingExtraError
+from flexolmo_hf.errors import CheckpointNotFoundError, ConfigurationError, MissingExtraError
 
 TEXTS = ["one two", "two three three", "one"]
 
@@ -54,3 +54,10 @@ def test_a_function_may_return_a_tensor_on_any_dtype():
     found = domain_embedding(TEXTS, encoder=lambda batch: torch.ones(len(batch), 4, dtype=torch.bfloat16), scale=None)
 
     assert torch.equal(found.vector, torch.ones(4))
+
+
+def test_a_folder_that_holds_something_else_is_no_encoder(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(ConfigurationError, match="'notes' holds no encoder"):
+        domain_embedding(TEXTS, encoder=str(tmp_path / "notes"), hidden_size=8)
