@@ -74,5 +74,6 @@ def _load(name: str) -> Any:
         except ValueError as error:
             # A folder that is there and holds something else.
             raise ConfigurationError(
-                f"{Path(name).name!r} holds no encoder.", "Name the folder or repository of a sentence-transformers model."
+                f"{Path(name).name!r} holds no encoder.",
+                "Name the folder or repository of a sentence-transformers model.",
             ) from error

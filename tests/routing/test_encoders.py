@@ -46,7 +46,7 @@ def test_a_repository_out_of_reach_is_named():
 def test_a_missing_library_brings_the_line_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setattr("flexolmo_hf._extras.find_spec", lambda module: None)
 
-    with pytest.raises(MissingExtraError, match=r"flexolmo-hf\[eval\]"):
+    with pytest.raises(MissingExtraError, match=r"flexolmo-hf\[routing\]"):
         domain_embedding(TEXTS, encoder=str(tmp_path))
 
 
