@@ -201,7 +201,7 @@ def page(study: Study) -> str:
         for title, row in study.results.items()
     ]
     head = [f"| merged model | {' | '.join(DOMAINS)} | mean |", f"|---|{'---|' * (len(DOMAINS) + 1)}"]
-    parts = ["# Router rows, biases and tuning", _prose(intro), "\n".join([*head, *rows]), _prose(end)]
+    parts = ["# Where a router starts", _prose(intro), "\n".join([*head, *rows]), _prose(end)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -74,7 +74,7 @@ def complete_base(model: ExpertSets) -> RouterBase:
 
     A model that was tuned before keeps the rows of before the first time; experts that came since add theirs.
     """
-    now, former = current_router(model), getattr(model, "router_base", None)
+    now, former = current_router(model), model.router_base
     return now if former is None else replace(former, rows=now.rows, biases=now.biases).joined_with(former)
 
 
@@ -88,7 +88,7 @@ def refuse_tuned_row(model: ExpertSets, names: Iterable[str]) -> None:
     Raises:
         ConfigurationError: If one of them was tuned.
     """
-    base: RouterBase | None = getattr(model, "router_base", None)
+    base = model.router_base
     if base is None:
         return
     now = current_router(model)

@@ -37,11 +37,6 @@ class FlexOlmoExpert(FlexOlmoMLP):
         #: Gate and up as one matrix, where they lie side by side in memory; see `on_cpu`.
         self.joined: Adjacent | None = None
 
-    @property
-    def linears(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """The three linear layers, or what an adapter has put in their place."""
-        return self.gate_proj, self.up_proj, self.down_proj
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the network, ``(..., H)`` to ``(..., H)``."""
         output: torch.Tensor = self.down_proj(gated(self.act_fn, self.gate_proj(x), self.up_proj(x)))

@@ -22,7 +22,7 @@ from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.download import fetch_part
 from flexolmo_hf.modeling.files.locate import looks_like_a_repository, named_errors
 from flexolmo_hf.modeling.files.needed_files import read_weight_map, weight_files
-from flexolmo_hf.modeling.files.router_base import RouterBase, read_router_base
+from flexolmo_hf.modeling.files.router_base import read_router_base
 from flexolmo_hf.modeling.low_rank import LowRankExpert, build_expert, tensor_shapes
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
@@ -80,8 +80,6 @@ class LiveExperts(ExpertSets):
 
     #: Where the model came from; None for one that was not loaded.
     source: CheckpointSource | None = None
-    #: The router as it was before it was tuned, which goes where the model goes; None for one that never was.
-    router_base: RouterBase | None = None
     #: Where experts that were added lie, by name, and the names that were removed. Replaced, never changed in place.
     _homes: Mapping[str, str] = MappingProxyType({})
     _forgotten: frozenset[str] = frozenset()

@@ -272,7 +272,7 @@ def _one_by_one(
         weights_K1 = weights_K1.unsqueeze(-1)
         plain = on_cpu.plain_weights(used, tokens_NH.device)
         if plain is not None:
-            return on_cpu.mix(tokens_NH, plain, experts[0].act_fn, [1] * len(used), None, weights_K1)
+            return on_cpu.mix(tokens_NH, plain, used[0].act_fn, [1] * len(used), None, weights_K1)
         outputs_KH = torch.cat([run(expert, tokens_NH) for expert in used])
         return (outputs_KH * weights_K1).sum(0, keepdim=True).to(tokens_NH.dtype)
     order = chosen_NK.reshape(-1).argsort(stable=True)

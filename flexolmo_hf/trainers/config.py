@@ -89,7 +89,7 @@ class ExpertSettings(PartSettings):
             longer exact.
         allow_training_anchor: Whether `expert` may be the public one.
         recompute_frozen: Whether the frozen experts' activations are computed again in the backward pass instead of
-            kept: less memory for about a sixth more time.
+            kept: less memory for more time.
         router_lr_scale: Learning rate of the router row and bias over that of the expert's matrices.
     """
 

@@ -92,9 +92,10 @@ class PartTrainerMixin:
             refuse_changes(resume_from_checkpoint, self._decisive_settings())
             self._resume_from(resume_from_checkpoint)
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
-        self._proof.check(self.model)
         if self.args.should_save and Path(self.args.output_dir).is_dir():
             self._proof.write(self.args.output_dir, self.model, self.state.global_step)
+        else:
+            self._proof.check(self.model)
         return result
 
     def _resume_from(self, folder: str) -> None:

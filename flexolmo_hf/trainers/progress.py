@@ -11,6 +11,7 @@ import torch
 from transformers import ProgressCallback
 
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
+from flexolmo_hf.trainers.sharded import whole
 
 #: What the bar shows beside the step, by the names of the log.
 _SHOWN = {"loss": "loss", "tokens_per_second": "tok/s", "routing_share": "share"}
@@ -64,13 +65,13 @@ class ExpertProgress:
     def _rows(self) -> list[torch.Tensor]:
         at = self.model.expert_position(self.expert)
         with torch.no_grad():
-            return [_local(mixture.gate.rows()[0][at]).float().clone() for mixture in self.model.mixtures]
+            return [whole(mixture.gate.rows()[0][at]).float().clone() for mixture in self.model.mixtures]
 
     def _biases(self) -> list[torch.Tensor]:
         at = self.model.expert_position(self.expert)
         with torch.no_grad():
             found = [mixture.gate.rows()[1] for mixture in self.model.mixtures]
-        return [_local(bias[at]).float() for bias in found if bias is not None]
+        return [whole(bias[at]).float() for bias in found if bias is not None]
 
 
 class ExpertProgressBar(ProgressCallback):
@@ -82,7 +83,3 @@ class ExpertProgressBar(ProgressCallback):
             shown = {short: logs[name] for name, short in _SHOWN.items() if name in logs}
             if shown:
                 self.training_bar.set_postfix(shown)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

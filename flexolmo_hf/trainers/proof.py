@@ -105,4 +105,4 @@ def _all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _hash(tensor: torch.Tensor) -> str:
-    return hash_tensor(getattr(tensor, "_local_tensor", tensor))
+    return hash_tensor(tensor.to_local() if isinstance(tensor, DTensor) else tensor)

@@ -36,7 +36,7 @@ def expert_state(model: ExpertSets, expert: str) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for layer, (mixture, module) in enumerate(zip(model.mixtures, model.expert_modules(expert), strict=True)):
         for name, parameter in module.named_parameters():
-            found[f"layers.{layer}.{name}"] = _whole(parameter)
+            found[f"layers.{layer}.{name}"] = whole(parameter)
         found[f"layers.{layer}.router.row"] = _row(mixture.gate, position)
         if mixture.gate.bias is not None:
             found[f"layers.{layer}.router.bias"] = _bias(mixture.gate, position)
@@ -75,18 +75,19 @@ def load_expert_state(model: ExpertSets, expert: str, state: Mapping[str, torch.
         target.copy_(state[name])
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
-    return whole.detach().cpu()
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of all of a tensor on the CPU; of a sharded one, every process has to ask."""
+    gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+    return gathered.detach().cpu()
 
 
 def _row(router: FlexOlmoRouter, position: int) -> torch.Tensor:
     if router.trained_position == position:
-        return _whole(router.trained_row)
-    return _whole(router.weight)[position].clone()
+        return whole(router.trained_row)
+    return whole(router.weight)[position].clone()
 
 
 def _bias(router: FlexOlmoRouter, position: int) -> torch.Tensor:
     if router.trained_position == position:
-        return _whole(router.trained_bias)
-    return _whole(router.bias)[position : position + 1].clone()
+        return whole(router.trained_bias)
+    return whole(router.bias)[position : position + 1].clone()

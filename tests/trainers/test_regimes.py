@@ -39,6 +39,7 @@ def assert_only_the_expert_moved(before, after):
 def test_only_the_expert_moves(trainer, model, changes):
     before = state(model)
     trainer(TEXT, **changes).train()
+    assert {mixture.recompute_frozen for mixture in model.mixtures} == {changes.get("recompute_frozen", False)}
     assert_only_the_expert_moved(before, state(model))
 
 

@@ -31,7 +31,6 @@ from flexolmo_hf.modeling.files.layout import files_by_expert, remove_single_fil
 from flexolmo_hf.modeling.files.locate import model_type_of, named_errors
 from flexolmo_hf.modeling.files.needed_files import absent_experts, only_needed_files
 from flexolmo_hf.modeling.files.router_base import (
-    RouterBase,
     read_router_base,
     remove_router_base,
     write_router_base,
@@ -103,8 +102,6 @@ class NamedExpertCheckpoint(ExpertSets):
     """`from_pretrained` and `save_pretrained` for named experts; differs from upstream in what is refused."""
 
     config: FlexOlmoConfig
-    #: The router as it was before it was tuned, which goes where the model goes; None for one that never was.
-    router_base: RouterBase | None = None
 
     @classmethod
     def from_pretrained(cls, path: Any, *model_args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
