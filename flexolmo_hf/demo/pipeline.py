@@ -15,13 +15,13 @@ from rich.console import Console
 from flexolmo_hf._extras import require
 from flexolmo_hf._folder import refuse_nonempty
 from flexolmo_hf.demo.corpus import Layout, write_corpus
-from flexolmo_hf.demo.documents import read_documents
 from flexolmo_hf.demo.owner import owner_stages
 from flexolmo_hf.demo.report import DemoReport
 from flexolmo_hf.demo.settings import FULL, OWNERS, QUICK, DemoSettings
 from flexolmo_hf.demo.stages import Stage, StageRunner
 from flexolmo_hf.demo.tokenizer import train_tokenizer
-from flexolmo_hf.demo.wheels import fetch_wheels
+from flexolmo_hf.evaluation.data.documents import read_documents
+from flexolmo_hf.evaluation.data.packages import fetch_wheels
 
 
 def run_demo(output_dir: str | Path, *, quick: bool = False, cache_dir: str | Path | None = None) -> DemoReport:
@@ -31,7 +31,7 @@ def run_demo(output_dir: str | Path, *, quick: bool = False, cache_dir: str | Pa
         output_dir: New or empty folder for every artefact: ``public_model``, ``owners/math/{data,run,package}``,
             ``merged``, ``heldout``, ``report.json``, ``report.md`` and the logs.
         quick: Use sizes that show the same effects in about a minute instead of minutes.
-        cache_dir: Folder that keeps the data packages; see `flexolmo_hf.demo.wheels.cache_folder`.
+        cache_dir: Folder that keeps the data packages; see `flexolmo_hf.evaluation.data.packages.cache_folder`.
 
     Returns:
         The report, which is also saved.

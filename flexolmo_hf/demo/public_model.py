@@ -11,9 +11,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer, Olmo2Config, Olmo2ForCausalLM, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from flexolmo_hf.demo.documents import read_documents
 from flexolmo_hf.demo.settings import FULL, QUICK, DemoSettings
 from flexolmo_hf.demo.training import training_fields
+from flexolmo_hf.evaluation.data.documents import read_documents
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase, settings: DemoSettings) -> Olmo2ForCausalLM:

@@ -12,9 +12,9 @@ from huggingface_hub.utils import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import flexolmo_hf  # noqa: F401  (registers the architecture with the Auto classes)
-from flexolmo_hf.demo.documents import read_documents
 from flexolmo_hf.demo.settings import DOMAINS, OWNERS
 from flexolmo_hf.evaluation import bits_per_byte
+from flexolmo_hf.evaluation.data.documents import read_documents
 
 EXPERT_SETS = (("public",), *(("public", owner) for owner in OWNERS), ("public", *OWNERS))
 PROMPTS = {"public": "The history of", "math": "Find the value of $x$", "code": "def "}

@@ -6,7 +6,8 @@ Shapes: B windows in a batch, T tokens in a window, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +48,7 @@ def bits_per_byte(
     *,
     max_length: int = 1024,
     batch_size: int = 8,
+    **call: Any,
 ) -> BitsPerByte:
     """Measure the bits per byte of a causal language model on texts.
 
@@ -62,6 +64,7 @@ def bits_per_byte(
         texts: Documents.
         max_length: Tokens in a window, the context token included, at least 2.
         batch_size: Windows the model reads at once. Windows of similar length share a batch.
+        **call: Passed on to the model's forward, such as ``active_experts=["public"]``.
 
     Returns:
         Total bits over total bytes.
@@ -69,26 +72,63 @@ def bits_per_byte(
     Raises:
         ConfigurationError: If a size is too small, there is no text, or the tokenizer has neither BOS nor EOS.
     """
+    if not any(texts):
+        raise ConfigurationError("There is no text to score.", "Give at least one document that is not empty.")
+    return together(bits_by_document(model, tokenizer, texts, max_length=max_length, batch_size=batch_size, **call))
+
+
+def bits_by_document(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int = 1024,
+    batch_size: int = 8,
+    **call: Any,
+) -> list[BitsPerByte]:
+    """Measure every document by itself, as `bits_per_byte` measures all together; takes and raises the same.
+
+    Returns:
+        One value per text, in order. Empty texts have none and are left out.
+    """
     if max_length < 2 or batch_size < 1:
         raise ConfigurationError(
             f"max_length={max_length} and batch_size={batch_size} leave nothing to score.",
             "A window needs at least 2 tokens (one is context), a batch at least 1 window.",
         )
-    size = sum(len(text.encode()) for text in texts)
-    if not size:
-        raise ConfigurationError("There is no text to score.", "Give at least one document that is not empty.")
+    texts = [text for text in texts if text]
     windows = _windows(tokenizer, texts, max_length)
+    bits, tokens = [0.0] * len(texts), [0] * len(texts)
     was_training = model.training
     model.eval()
     try:
-        bits = math.fsum(_bits(model, batch) for batch in _batches(windows, batch_size))
+        for batch in _batches(windows, batch_size):
+            for window, found in zip(batch, _bits(model, [window.tokens for window in batch], call), strict=True):
+                bits[window.document] += found
+                tokens[window.document] += len(window.tokens) - 1
     finally:
         model.train(was_training)
-    return BitsPerByte(bits, size, sum(len(window) - 1 for window in windows))
+    sizes = [len(text.encode()) for text in texts]
+    return [BitsPerByte(*document) for document in zip(bits, sizes, tokens, strict=True)]
 
 
-def _windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    # The first token of each window is context, all others are scored.
+def together(documents: Iterable[BitsPerByte]) -> BitsPerByte:
+    """Join what documents need into the value of all of them: total bits over total bytes."""
+    documents = list(documents)
+    return BitsPerByte(
+        math.fsum(document.bits for document in documents),
+        sum(document.bytes for document in documents),
+        sum(document.tokens for document in documents),
+    )
+
+
+class _Window(NamedTuple):
+    document: int
+    # The first one is context, all others are scored.
+    tokens: list[int]
+
+
+def _windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[_Window]:
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
         raise ConfigurationError(
@@ -97,16 +137,20 @@ def _windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_lengt
         )
     documents = [[start, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]] for text in texts]
     step = max_length - 1
-    return [tokens[i : i + max_length] for tokens in documents for i in range(0, len(tokens) - 1, step)]
+    return [
+        _Window(index, tokens[i : i + max_length])
+        for index, tokens in enumerate(documents)
+        for i in range(0, len(tokens) - 1, step)
+    ]
 
 
-def _batches(windows: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:
-    longest_first = sorted(windows, key=len, reverse=True)
+def _batches(windows: list[_Window], batch_size: int) -> Iterator[list[_Window]]:
+    longest_first = sorted(windows, key=lambda window: len(window.tokens), reverse=True)
     return (longest_first[i : i + batch_size] for i in range(0, len(longest_first), batch_size))
 
 
 @torch.no_grad()
-def _bits(model: PreTrainedModel, batch: list[list[int]]) -> float:
+def _bits(model: PreTrainedModel, batch: list[list[int]], call: dict[str, Any]) -> list[float]:
     shape = (len(batch), len(batch[0]))
     # What stands in the padding is never read: attention masks it and its label is ignored. Every model has token 0.
     ids_BT = torch.zeros(shape, dtype=torch.long)
@@ -116,12 +160,13 @@ def _bits(model: PreTrainedModel, batch: list[list[int]]) -> float:
         mask_BT[row, : len(tokens)] = 1
     labels_BT = ids_BT.masked_fill(mask_BT == 0, _IGNORED)
     logits_BTV = model(
-        input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), use_cache=False
+        input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), use_cache=False, **call
     ).logits
-    nats = torch.nn.functional.cross_entropy(
+    nats_BT = torch.nn.functional.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1).float(),
         labels_BT[:, 1:].flatten().to(logits_BTV.device),
         ignore_index=_IGNORED,
-        reduction="sum",
-    )
-    return nats.item() / math.log(2)
+        reduction="none",
+    ).view(len(batch), -1)
+    bits: list[float] = (nats_BT.double().sum(1) / math.log(2)).tolist()
+    return bits

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flexolmo_hf.demo.wheels import WHEELS, cache_folder
+from flexolmo_hf.evaluation.data.packages import WHEELS, cache_folder
 
 
 @pytest.fixture(scope="session")

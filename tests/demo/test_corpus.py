@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from flexolmo_hf.demo.corpus import Layout, write_corpus
-from flexolmo_hf.demo.documents import read_documents
 from flexolmo_hf.demo.settings import DOMAINS, FULL, OWNERS
-from flexolmo_hf.demo.splits import size_in_bytes, without_copies
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.evaluation.data.documents import read_documents
+from flexolmo_hf.evaluation.data.splits import size_in_bytes, without_copies
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Olmo2ForCausalLM
 
 from flexolmo_hf import ExpertPackage
 from flexolmo_hf.demo import run_demo
-from flexolmo_hf.demo.documents import read_documents
 from flexolmo_hf.demo.settings import DOMAINS, OWNERS
 from flexolmo_hf.errors import OutputFolderNotEmptyError
 from flexolmo_hf.evaluation import bits_per_byte
+from flexolmo_hf.evaluation.data.documents import read_documents
 
 # Imported by every Python process that has its folder on the path: writes down which files the process opens.
 WITNESS = """

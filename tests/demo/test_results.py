@@ -3,10 +3,10 @@ from transformers import AutoTokenizer
 
 from flexolmo_hf import FlexOlmoConfig, FlexOlmoForCausalLM
 from flexolmo_hf.demo import results
-from flexolmo_hf.demo.documents import write_documents
 from flexolmo_hf.demo.settings import DOMAINS
 from flexolmo_hf.demo.tokenizer import train_tokenizer
 from flexolmo_hf.evaluation import bits_per_byte
+from flexolmo_hf.evaluation.data.documents import write_documents
 
 TEXTS = {"public": ["A public text."], "math": ["Let $x$ be 3."], "code": ["def f(x):\n    return x\n", "x = 1\n"]}
 

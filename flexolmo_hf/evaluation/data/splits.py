@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flexolmo_hf.errors import ConfigurationError
-
-_SHINGLE = 8
+from flexolmo_hf.evaluation.data.copies import SeenText
 
 
 def without_copies(texts: Iterable[str], *, most_shared: float = 0.5) -> list[str]:
@@ -19,19 +18,8 @@ def without_copies(texts: Iterable[str], *, most_shared: float = 0.5) -> list[st
     Returns:
         The documents that stay, in order.
     """
-    seen: set[int] = set()
-    kept = []
-    for text in texts:
-        shingles = _shingles(text)
-        if len(shingles & seen) <= most_shared * len(shingles):
-            seen |= shingles
-            kept.append(text)
-    return kept
-
-
-def _shingles(text: str) -> set[int]:
-    words = text.split()
-    return {hash(tuple(words[i : i + _SHINGLE])) for i in range(max(1, len(words) - _SHINGLE + 1))}
+    seen = SeenText()
+    return [text for text in texts if seen.add_unless_copy(text, most_shared=most_shared)]
 
 
 def size_in_bytes(texts: Iterable[str]) -> int:

@@ -1,7 +1,7 @@
 import pytest
 
-from flexolmo_hf.demo.splits import Shelf, size_in_bytes, without_copies
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.evaluation.data.splits import Shelf, size_in_bytes, without_copies
 
 LONG = " ".join(f"word{i}" for i in range(60))
 

@@ -1,4 +1,4 @@
-from flexolmo_hf.demo.documents import read_documents, write_documents
+from flexolmo_hf.evaluation.data.documents import read_documents, write_documents
 
 
 def test_documents_come_back_as_they_were(tmp_path):

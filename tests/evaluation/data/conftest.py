@@ -1,0 +1,1 @@
+from tests.demo.conftest import wheels  # noqa: F401 (a fixture)
