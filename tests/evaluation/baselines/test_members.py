@@ -1,0 +1,60 @@
+"""Models of several members hold them under names, and refuse what they cannot hold."""
+
+import pytest
+import torch
+
+from flexolmo_hf.errors import (
+    ConfigurationError,
+    DuplicateExpertError,
+    EmptyExpertSetError,
+    InvalidExpertNameError,
+    UnknownArgumentError,
+)
+from flexolmo_hf.evaluation.baselines import BranchTrainMergeForCausalLM, WeightedSoupForCausalLM
+from flexolmo_hf.evaluation.baselines.branch_train_merge import BranchTrainMergeConfig
+from tests.conftest import dense_model
+
+EVERY_KIND = pytest.mark.parametrize("kind", [BranchTrainMergeForCausalLM, WeightedSoupForCausalLM])
+
+
+@EVERY_KIND
+def test_members_are_held_and_not_copied(kind):
+    members = {"public": dense_model(), "math": dense_model()}
+    model = kind.from_members(members)
+
+    assert [(name, id(member)) for name, member in model.named_members()] == [(n, id(m)) for n, m in members.items()]
+    assert not model.training
+    assert (model.config.vocab_size, model.config.eos_token_id, model.config.pad_token_id) == (97, 1, 0)
+
+
+@EVERY_KIND
+def test_members_may_be_folders(kind, input_ids, tmp_path):
+    members = {"public": dense_model(), "math": dense_model()}
+    for name, member in members.items():
+        member.save_pretrained(tmp_path / name)
+    with torch.no_grad():
+        read = kind.from_members({name: tmp_path / name for name in members})(input_ids).logits
+        assert torch.equal(read, kind.from_members(members)(input_ids).logits)
+
+
+@EVERY_KIND
+def test_what_cannot_be_held_is_refused(kind, refused, tmp_path):
+    model = dense_model()
+    with refused(EmptyExpertSetError):
+        kind.from_members({})
+    with refused(ConfigurationError, "'public': 97", "'math': 98"):
+        kind.from_members({"public": model, "math": dense_model(vocab_size=98)})
+    with refused(InvalidExpertNameError, "a/b"):
+        kind.from_members({"a/b": model})
+    with refused(DuplicateExpertError, "Math"):
+        kind.from_members({"math": model, "Math": model})
+    with refused(ConfigurationError, "0 models for 1 names"):
+        kind(kind.config_class(member_names=["public"]))
+    for wish in ({"use_safetensors": False}, {"output_loading_info": True}):
+        with refused(ConfigurationError, "output_loading_info"):
+            kind.from_pretrained(tmp_path, **wish)
+
+
+def test_a_keyword_of_the_constructor_that_nothing_reads_is_refused(refused):
+    with refused(UnknownArgumentError, "membrs"):
+        BranchTrainMergeForCausalLM(BranchTrainMergeConfig(member_names=["public"]), membrs=[dense_model()])
