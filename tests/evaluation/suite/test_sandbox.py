@@ -1,0 +1,128 @@
+"""A program of a model's computes, and can do nothing else."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from flexolmo_hf.errors import ConfigurationError, SandboxError
+from flexolmo_hf.evaluation.suite import sandbox
+from flexolmo_hf.evaluation.suite.sandbox import Outcome, check_confinement, run_python
+
+
+@pytest.fixture(autouse=True)
+def confined():
+    try:
+        check_confinement()
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
+def test_a_program_that_holds_its_tests_passes():
+    program = (
+        "import math, json, re, heapq, hashlib, random, collections\nprint('x' * 100000)\nassert math.gcd(6, 4) == 2"
+    )
+
+    assert run_python(program) == Outcome(True, "passed")
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("assert 1 == 2", "wrong"),
+        ("1 / 0", "error"),
+        ("def", "error"),
+        ("x = bytearray(2**31)", "memory"),
+        ("import sys; sys.exit(0)", "stopped"),
+        ("import os; os._exit(0)", "stopped"),
+        ("import os; os.write(3, b'passed'); os._exit(0)", "stopped"),
+    ],
+)
+def test_a_program_that_does_not_reach_its_end_has_failed(program, reason):
+    assert run_python(program) == Outcome(False, reason)
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["while True: pass", "import time; time.sleep(99)", "import os, time; os.closerange(0, 64); time.sleep(99)"],
+)
+def test_a_program_that_takes_too_long_is_killed(program):
+    start = time.monotonic()
+
+    assert run_python(program, seconds=1) == Outcome(False, "time")
+    assert time.monotonic() - start < 20
+
+
+def test_a_flood_of_output_is_not_read():
+    flood = """
+import os
+for place in range(3, 20):
+    try:
+        while True:
+            os.write(place, b"x" * 65536)
+    except OSError:
+        pass
+"""
+
+    assert not run_python(flood, seconds=5).passed
+
+
+HERE = Path(__file__).as_posix()
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "import socket; socket.socket()",
+        "import socket; socket.socketpair()",
+        "import os; os.fork()",
+        "import subprocess; subprocess.run(['/bin/true'])",
+        "import os; os.kill(os.getppid(), 0)",
+        f"open({HERE!r})",
+        f"import os; os.listdir({os.path.dirname(HERE)!r})",
+        f"import os; os.chmod({HERE!r}, 0o600)",
+        f"import os; os.utime({HERE!r})",
+        "open('/proc/self/environ')",
+        "open('file', 'w')",
+        "open('/dev/shm/file', 'w')",
+        "import os; os.memfd_create('memory')",
+        "import os; os.execv('/bin/true', ['true'])",
+        "import resource; resource.prlimit(resource.RLIMIT_AS and 0, resource.RLIMIT_AS, (-1, -1))",
+    ],
+)
+def test_the_kernel_refuses(deed):
+    assert run_python(f"try:\n    {deed}\nexcept PermissionError:\n    pass\nelse:\n    raise RuntimeError").passed
+
+
+def test_the_environment_is_empty_and_packages_are_out_of_reach(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+
+    assert run_python("import os\nassert not set(os.environ) - {'LC_CTYPE'}").passed
+    assert run_python("try:\n    import torch\nexcept ImportError:\n    pass\nelse:\n    raise RuntimeError").passed
+
+
+def test_threads_are_allowed():
+    assert run_python("import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()").passed
+
+
+def test_a_program_is_not_run_where_it_cannot_be_confined(monkeypatch, tmp_path):
+    child = sandbox._CHILD.read_text()
+    weak = tmp_path / "child.py"
+    weak.write_text(child.replace("_RESTRICT_SELF = 444", "_RESTRICT_SELF = 9999"))
+    monkeypatch.setattr(sandbox, "_CHILD", weak)
+
+    with pytest.raises(SandboxError, match="Landlock"):
+        run_python("pass")
+
+
+def test_a_system_without_these_means_is_refused(monkeypatch):
+    monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+
+    with pytest.raises(SandboxError, match="darwin"):
+        run_python("pass")
+
+
+def test_limits_that_leave_nothing_are_refused(refused):
+    with refused(ConfigurationError, "megabytes=1"):
+        run_python("pass", megabytes=1)
