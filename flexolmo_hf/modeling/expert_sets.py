@@ -27,8 +27,8 @@ class ExpertSets:
     """Expert names and the set in force, for a model made of `FlexOlmoMixture` layers."""
 
     config: FlexOlmoConfig
-    #: The router as it was before it was tuned (`files.router_base.RouterBase`), which goes where the model goes; None for
-    #: one that never was.
+    #: The router as it was before it was tuned (`files.router_base.RouterBase`), which goes where the model goes; None
+    #: for one that never was.
     router_base: Any = None
 
     @property

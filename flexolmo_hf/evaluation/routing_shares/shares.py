@@ -1,0 +1,111 @@
+"""Measuring how much of each domain's tokens each expert works on, layer by layer (arXiv 2507.07024, figure 2)."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.evaluation.routing_shares.batches import Documents, batches
+from flexolmo_hf.evaluation.routing_shares.one_set import one_set
+from flexolmo_hf.evaluation.routing_shares.result import RoutingShares
+from flexolmo_hf.evaluation.routing_shares.tally import Tally, buckets
+
+
+def routing_shares(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, Iterable[str]],
+    *,
+    max_length: int = 1024,
+    batch_size: int = 8,
+    active_experts: Any = None,
+    top_k: int | None = None,
+) -> RoutingShares:
+    """Measure the experts' shares of the tokens of some domains.
+
+    It costs a forward pass without the head. Documents are read one after the other and cut into windows as
+    `bits_per_byte` cuts them; every token of every text is counted once, the token before a document and padding never.
+    No token and no text is kept.
+
+    Args:
+        model: A FlexOlmo model. It is measured in evaluation mode and put back.
+        tokenizer: Its tokenizer.
+        texts: Documents of each domain. A domain that has the name of an expert is taken for its own.
+        max_length: Tokens in a window, the context token included, at least 2.
+        batch_size: Windows the model reads at once.
+        active_experts: One set for everything, as in `forward`; None for the set in force.
+        top_k: How many of a token's strongest experts count as picked; None for as many as the model uses.
+
+    Returns:
+        The shares.
+
+    Raises:
+        ConfigurationError: If a size is too small, `top_k` is more than the model uses, or a domain holds no text.
+        NonFiniteTensorError: If the model computes something that is no number.
+        FlexOlmoError: As `one_set` does, for a model without experts too.
+    """
+    selection = one_set(model, active_experts)
+    used = min(model.config.num_experts_per_tok, selection.widest)
+    top_k = used if top_k is None else top_k
+    _refuse_sizes(max_length, batch_size, top_k, used)
+    if not texts:
+        raise ConfigurationError("There is no domain to measure.", "Give documents of at least one.")
+    experts = list(selection.names[0])
+    sizes = {"experts": len(experts), "top_k": top_k, "max_length": max_length}
+    tallies, documents = [], []
+    for domain, given in texts.items():
+        tally, of_domain = Tally(domain, layers=len(model.mixtures), **sizes), Documents(domain, given)
+        for batch in batches(tokenizer, of_domain, max_length=max_length, batch_size=batch_size):
+            found = model.attribution(
+                batch.ids.to(model.device), batch.mask.to(model.device), active_experts=selection
+            ).weights
+            tally.add(found, batch.position)
+        if not tally.tokens.sum():
+            raise ConfigurationError(f"Domain {domain!r} has no text.", "Give at least one document that is not empty.")
+        tallies.append(tally)
+        documents.append(of_domain.read)
+    public = model.config.expert_names[0]
+    return _shares(tallies, documents, experts, public if public in experts else None, max_length)
+
+
+def _refuse_sizes(max_length: int, batch_size: int, top_k: int, used: int) -> None:
+    if max_length < 2 or batch_size < 1:
+        raise ConfigurationError(
+            f"max_length={max_length} and batch_size={batch_size} leave nothing to measure.",
+            "A window needs at least 2 tokens (one is context), a batch at least 1 window.",
+        )
+    if not 1 <= top_k <= used:
+        raise ConfigurationError(
+            f"top_k is {top_k}.", f"Give a number from 1 to {used}, as many experts as each token uses here."
+        )
+
+
+def _shares(
+    tallies: list[Tally], documents: list[int], experts: list[str], public: str | None, max_length: int
+) -> RoutingShares:
+    def stack(parts: Iterable[torch.Tensor]) -> np.ndarray:
+        return torch.stack(list(parts)).numpy()
+
+    totals = [tally.tokens.sum() for tally in tallies]
+    pairs = list(zip(tallies, totals, strict=True))
+    return RoutingShares(
+        experts=experts,
+        public=public,
+        domains=[tally.domain for tally in tallies],
+        documents=documents,
+        tokens=[int(total) for total in totals],
+        top_k=tallies[0].top_k,
+        max_length=max_length,
+        buckets=buckets(max_length),
+        weight=stack(tally.weight.sum(dim=0) / total for tally, total in pairs),
+        top1=stack(tally.top1 / total for tally, total in pairs),
+        picks=stack(tally.picks / (total * tally.top_k) for tally, total in pairs),
+        entropy=stack(tally.entropy / total for tally, total in pairs),
+        agreement=stack(tally.agreement / total for tally, total in pairs),
+        bucket_tokens=stack(tally.tokens for tally in tallies).astype(np.int64),
+        # A bucket that no document reaches has no shares: zeros, never a division by zero.
+        position=stack(tally.weight / tally.tokens.clamp(min=1)[:, None, None] for tally in tallies),
+    )
