@@ -15,7 +15,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo data test check lint bench bench-inference bench-train clean
+.PHONY: help setup demo data test check lint bench bench-inference bench-train study clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' Makefile | awk -F '~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -66,6 +66,9 @@ bench-inference: setup ## Measure speed and memory of inference against stock, i
 
 bench-train: setup ## Measure speed and memory of training an expert against stock, in about five minutes
 	$(BIN)/python -m benchmarks.training
+
+study: setup ## Run the mini study in study_output/, in about two hours; an interrupted one goes on
+	$(BIN)/python -m benchmarks.flexmix_mini --output study_output
 
 clean: ## Remove caches, built files and demo_output/; .venv and the fetched data stay
 	rm -rf build dist demo_output .mypy_cache .pytest_cache .ruff_cache

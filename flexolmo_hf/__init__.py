@@ -54,6 +54,7 @@ _HOMES = {
     "compare_rows": "routing.row_comparison",
     "compute_matched": "evaluation.baselines.budgets",
     "data_matched": "evaluation.baselines.budgets",
+    "contrast_embedding": "routing.contrast",
     "describe_router": "composition.router_base",
     "domain_embedding": "routing.domain_embedding",
     "evaluation_texts": "evaluation.data.evaluation_texts",

@@ -6,13 +6,14 @@ Shapes: B windows in a batch, T tokens in a window, V vocabulary.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.evaluation.windows import Window, batched_by_length, cut_into_windows, padded
 
 _IGNORED = -100
 
@@ -97,13 +98,13 @@ def bits_by_document(
             "A window needs at least 2 tokens (one is context), a batch at least 1 window.",
         )
     texts = [text for text in texts if text]
-    windows = _windows(tokenizer, texts, max_length)
+    windows = list(cut_into_windows(tokenizer, texts, max_length))
     bits, tokens = [0.0] * len(texts), [0] * len(texts)
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(windows, batch_size):
-            for window, found in zip(batch, _bits(model, [window.tokens for window in batch], call), strict=True):
+        for batch in batched_by_length(windows, batch_size):
+            for window, found in zip(batch, bits_of_windows(model, batch, **call), strict=True):
                 bits[window.document] += found
                 tokens[window.document] += len(window.tokens) - 1
     finally:
@@ -122,42 +123,10 @@ def together(documents: Iterable[BitsPerByte]) -> BitsPerByte:
     )
 
 
-class _Window(NamedTuple):
-    document: int
-    # The first one is context, all others are scored.
-    tokens: list[int]
-
-
-def _windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[_Window]:
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if start is None:
-        raise ConfigurationError(
-            "The tokenizer has neither BOS nor EOS: nothing stands before a document to predict its first token.",
-            "Set tokenizer.eos_token to the token that ended documents in training.",
-        )
-    documents = [[start, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]] for text in texts]
-    step = max_length - 1
-    return [
-        _Window(index, tokens[i : i + max_length])
-        for index, tokens in enumerate(documents)
-        for i in range(0, len(tokens) - 1, step)
-    ]
-
-
-def _batches(windows: list[_Window], batch_size: int) -> Iterator[list[_Window]]:
-    longest_first = sorted(windows, key=lambda window: len(window.tokens), reverse=True)
-    return (longest_first[i : i + batch_size] for i in range(0, len(longest_first), batch_size))
-
-
 @torch.no_grad()
-def _bits(model: PreTrainedModel, batch: list[list[int]], call: dict[str, Any]) -> list[float]:
-    shape = (len(batch), len(batch[0]))
-    # What stands in the padding is never read: attention masks it and its label is ignored. Every model has token 0.
-    ids_BT = torch.zeros(shape, dtype=torch.long)
-    mask_BT = torch.zeros(shape, dtype=torch.long)
-    for row, tokens in enumerate(batch):
-        ids_BT[row, : len(tokens)] = torch.tensor(tokens)
-        mask_BT[row, : len(tokens)] = 1
+def bits_of_windows(model: PreTrainedModel, batch: Sequence[Window], **call: Any) -> list[float]:
+    """Return the bits that a model needs for the scored tokens of each window of a batch."""
+    ids_BT, mask_BT = padded(batch)
     labels_BT = ids_BT.masked_fill(mask_BT == 0, _IGNORED)
     logits_BTV = model(
         input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), use_cache=False, **call

@@ -3,7 +3,7 @@
 Shape letters: B texts, T tokens, H hidden, L layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,9 @@ from transformers import Olmo2Config, Olmo2ForCausalLM
 from flexolmo_hf.errors import ConfigurationError, NotOlmo2Error
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.names import PUBLIC
+
+#: Makes something of a layer's input ``(B, T, H)`` and of which tokens are real ``(B, T)``.
+Keep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class HiddenStates:
@@ -62,18 +65,32 @@ class HiddenStates:
         Returns:
             ``(B, H)``, or ``(B, L, H)`` with an embedding per layer, float32. A text without tokens has NaN.
         """
+        means = self._read(texts, _mean)
+        embeddings_BLH = torch.stack(means, dim=1)
+        return embeddings_BLH if self.per_layer else embeddings_BLH.mean(dim=1)
+
+    @torch.no_grad()
+    def of_tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return what each layer's router would see of every token.
+
+        Returns:
+            ``(N, L, H)`` for the N tokens of all texts, one text after the other, float32 on the CPU.
+        """
+        return torch.stack(self._read(texts, _every), dim=1)
+
+    def _read(self, texts: Sequence[str], keep: Keep) -> list[torch.Tensor]:
+        """Read texts, and return what `keep` makes of each layer's input."""
         ids_BT, mask_BT = self._tokens(texts)
         active = {"active_experts": [PUBLIC]} if self.is_flexolmo else {}
         was_training = self.model.training
         self.model.eval()
         try:
-            with self._means(mask_BT) as means:
+            with self._watched(mask_BT.bool(), keep) as kept:
                 # The backbone alone: nothing is predicted, so no logits are needed.
                 self.model.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **active)
         finally:
             self.model.train(was_training)
-        embeddings_BLH = torch.stack(means, dim=1)
-        return embeddings_BLH if self.per_layer else embeddings_BLH.mean(dim=1)
+        return kept
 
     def _tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         cut = {"truncation": True, "max_length": self.max_length, "add_special_tokens": False}
@@ -87,18 +104,24 @@ class HiddenStates:
         return ids_BT.to(self.model.device), mask_BT.to(self.model.device)
 
     @contextmanager
-    def _means(self, mask_BT: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-        means: list[torch.Tensor] = []
-        real_BT1 = mask_BT.bool().unsqueeze(-1)
-        counts_B1 = mask_BT.sum(dim=1, keepdim=True)
+    def _watched(self, real_BT: torch.Tensor, keep: Keep) -> Iterator[list[torch.Tensor]]:
+        kept: list[torch.Tensor] = []
 
-        def keep(module: torch.nn.Module, given: tuple[Any, ...]) -> None:
-            sums_BH = torch.where(real_BT1.to(given[0].device), given[0].float(), 0.0).sum(dim=1)
-            means.append((sums_BH / counts_B1.to(sums_BH.device)).cpu())
+        def watch(module: torch.nn.Module, given: tuple[Any, ...]) -> None:
+            kept.append(keep(given[0].float(), real_BT.to(given[0].device)).cpu())
 
-        hooks = [layer.mlp.register_forward_pre_hook(keep) for layer in self.model.model.layers]
+        hooks = [layer.mlp.register_forward_pre_hook(watch) for layer in self.model.model.layers]
         try:
-            yield means
+            yield kept
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _mean(states_BTH: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
+    sums_BH = torch.where(real_BT.unsqueeze(-1), states_BTH, 0.0).sum(dim=1)
+    return sums_BH / real_BT.sum(dim=1, keepdim=True)
+
+
+def _every(states_BTH: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
+    return states_BTH[real_BT]

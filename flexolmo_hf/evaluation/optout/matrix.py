@@ -7,9 +7,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError, UnknownExpertError
-from flexolmo_hf.evaluation.bits_per_byte import BitsPerByte, _batches, _bits, _Window, _windows, together
+from flexolmo_hf.evaluation.bits_per_byte import BitsPerByte, bits_of_windows, together
 from flexolmo_hf.evaluation.intervals import Interval, bootstrap, bootstrap_change
 from flexolmo_hf.evaluation.optout.sharing import shared_first_layer
+from flexolmo_hf.evaluation.windows import Window, batched_by_length, cut_into_windows
 from flexolmo_hf.modeling.adapters import has_adapters
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.names import parse_expert_set
@@ -196,12 +197,12 @@ class _Steps:
 
 def _cut(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, batch_size: int
-) -> list[list[_Window]]:
-    return list(_batches(_windows(tokenizer, texts, max_length), batch_size))
+) -> list[list[Window]]:
+    return list(batched_by_length(cut_into_windows(tokenizer, texts, max_length), batch_size))
 
 
 def _measure(
-    model: Any, sets: Mapping[str, list[str]], batches: Sequence[list[_Window]], texts: Sequence[str], steps: _Steps
+    model: Any, sets: Mapping[str, list[str]], batches: Sequence[list[Window]], texts: Sequence[str], steps: _Steps
 ) -> dict[str, list[BitsPerByte]]:
     bits = {label: [0.0] * len(texts) for label in sets}
     tokens = [0] * len(texts)
@@ -218,17 +219,17 @@ def _measure(
 
 
 def _scores(
-    model: Any, sets: Mapping[str, list[str]], batches: Sequence[list[_Window]], steps: _Steps
-) -> Iterator[tuple[list[_Window], dict[str, list[float]]]]:
+    model: Any, sets: Mapping[str, list[str]], batches: Sequence[list[Window]], steps: _Steps
+) -> Iterator[tuple[list[Window], dict[str, list[float]]]]:
     """Yield each batch with the bits of its windows by set."""
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
-            rows, found = [window.tokens for window in batch], {}
-            with shared_first_layer(model, tokens=len(rows) * len(rows[0])):
+            found = {}
+            with shared_first_layer(model, tokens=len(batch) * len(batch[0].tokens)):
                 for label, names in sets.items():
-                    found[label] = _bits(model, rows, {"active_experts": names})
+                    found[label] = bits_of_windows(model, batch, active_experts=names)
                     steps.count()
             yield batch, found
     finally:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.evaluation.windows import Window, cut_into_windows, padded
 
 # Windows of similar length share a batch; the more are sorted at once, the less padding there is.
 _BATCHES_SORTED_AT_ONCE = 16
@@ -78,44 +79,15 @@ def batches(
     Raises:
         ConfigurationError: If the tokenizer has neither BOS nor EOS.
     """
-    windows = _windows(tokenizer, texts, max_length)
+    windows = cut_into_windows(tokenizer, texts, max_length)
     left = tokenizer.padding_side == "left"
     while some := list(islice(windows, batch_size * _BATCHES_SORTED_AT_ONCE)):
-        some.sort(key=len, reverse=True)
+        some.sort(key=lambda window: len(window.tokens), reverse=True)
         for start in range(0, len(some), batch_size):
             yield _batch(some[start : start + batch_size], left=left)
 
 
-def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that stands before a document: BOS or, without one, EOS.
-
-    Raises:
-        ConfigurationError: If the tokenizer has neither.
-    """
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if start is None:
-        raise ConfigurationError(
-            "The tokenizer has neither BOS nor EOS: nothing stands before a document.",
-            "Set tokenizer.eos_token to the token that ended documents in training.",
-        )
-    return int(start)
-
-
-def _windows(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_length: int) -> Iterator[list[int]]:
-    start, step = start_token(tokenizer), max_length - 1
-    for text in texts:
-        tokens = [start, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
-        yield from (tokens[i : i + max_length] for i in range(0, len(tokens) - 1, step))
-
-
-def _batch(windows: list[list[int]], *, left: bool) -> Batch:
-    shape = (len(windows), max(map(len, windows)))
-    # What stands in the padding is never read: attention masks it. Every model has token 0.
-    ids_BT, mask_BT = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    position_BT = torch.zeros(shape, dtype=torch.long)
-    for row, tokens in enumerate(windows):
-        place = slice(shape[1] - len(tokens), None) if left else slice(len(tokens))
-        ids_BT[row, place] = torch.tensor(tokens)
-        mask_BT[row, place] = 1
-        position_BT[row, place] = torch.arange(len(tokens))
-    return Batch(ids_BT, mask_BT, position_BT)
+def _batch(windows: list[Window], *, left: bool) -> Batch:
+    ids_BT, mask_BT = padded(windows, left=left)
+    # Counts the tokens of a row, wherever its padding is.
+    return Batch(ids_BT, mask_BT, (mask_BT.cumsum(1) - 1).clamp(min=0) * mask_BT)

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexolmo_hf.errors import ConfigurationError, NonFiniteTensorError
 from flexolmo_hf.evaluation.figures import COLOURS
-from flexolmo_hf.evaluation.routing_shares.batches import start_token
 from flexolmo_hf.evaluation.routing_shares.one_set import one_set
+from flexolmo_hf.evaluation.windows import start_token
 
 #: More tokens than this make a page that browsers are slow to show.
 MAX_TOKENS = 2000

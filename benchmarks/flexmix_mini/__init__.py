@@ -1,0 +1,1 @@
+"""The mini study: FlexOlmo, its ablations and every baseline on FlexMix-mini, on a CPU."""

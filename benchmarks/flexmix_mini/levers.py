@@ -1,0 +1,72 @@
+"""What the method leaves open, tried on validation text: each choice in turn, for two owners on half the tokens."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.flexmix_mini import training
+from benchmarks.flexmix_mini.measuring import texts_of
+from benchmarks.flexmix_mini.place import Place
+from flexolmo_hf.evaluation.bits_per_byte import bits_per_byte
+
+#: The choices that were tried, as changes of `Levers`; the first is what the study uses.
+TRIED: dict[str, dict[str, Any]] = {
+    "as chosen": {},
+    "experts learn slower": {"expert_rate": 2e-3},
+    "router learns as fast as the expert": {"router_scale": 1.0},
+    "hidden-state rows": {"rows": "hidden states", "router_scale": 1.0},
+    "bias from -0.1": {"bias_start": -0.1},
+    "router tuning at half the rate": {"tuning_rate": 5e-3},
+    "router tuning on a third of the tokens": {"tuning_tokens": 100_000},
+}
+OWNERS = ("math", "code")
+METHOD = "FlexOlmo"
+
+
+def try_levers(place: Place, *, changes: dict[str, Any], folder: str) -> dict[str, dict[str, float]]:
+    """Train two owners' experts with other settings, merge them, tune the router, and measure on validation text.
+
+    Args:
+        place: The study.
+        changes: Of `Levers`.
+        folder: Name of the place for what is trained.
+
+    Returns:
+        Bits per byte by domain, of the merged and of the tuned model.
+    """
+    sizes = place.settings
+    levers = replace(sizes.levers, **changes)
+    apart = Place(place.root / "levers" / folder, replace(sizes, levers=levers, owner_tokens=sizes.owner_tokens // 2))
+    _share(place, apart)
+    owners = [owner for owner in OWNERS if owner in sizes.owners]
+    for owner in owners:
+        if not apart.model(f"expert-{METHOD}-{owner}-0").exists():
+            training.expert(apart, owner=owner, seed=0, variant=METHOD)
+    made = {"owners": owners, "seed": 0}
+    if not apart.model("merged").exists():
+        training.merge(apart, **made, variant=METHOD, into="merged")
+    if not apart.model("tuned").exists():
+        training.tune(apart, **made, merged="merged", into="tuned")
+    texts = texts_of(place, "validation", owners)
+    reads = AutoTokenizer.from_pretrained(place.tokenizer)
+    found = {}
+    for name in ("merged", "tuned"):
+        model = AutoModelForCausalLM.from_pretrained(apart.model(name)).eval()
+        found[name] = {
+            domain: float(bits_per_byte(model, reads, some, max_length=sizes.sequence, batch_size=16))
+            for domain, some in texts.items()
+        }
+    return found
+
+
+def _share(place: Place, apart: Place) -> None:
+    """Let the trial see the study's texts, anchor, rows and proxies."""
+    shared = [place.corpus_folder, place.tokenizer, place.file("proxies")]
+    shared += [place.model("public"), *sorted((place.root / "models").glob("rows-*"))]
+    for path in shared:
+        link = apart.root / path.relative_to(place.root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            os.symlink(path.resolve(), link)

@@ -1,0 +1,217 @@
+"""The page of the study, written from its results; no figure is typed by hand."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.flexmix_mini.claims import Claim, claims
+from benchmarks.flexmix_mini.levers import TRIED
+from benchmarks.flexmix_mini.measuring import PUBLIC
+from benchmarks.flexmix_mini.place import Place
+from benchmarks.flexmix_mini.plots import draw_all
+from benchmarks.flexmix_mini.reading import READING
+from benchmarks.flexmix_mini.tables import METHODS, Row, Scores, rows_of, scores_of
+from flexolmo_hf.evaluation.bits_per_byte import together
+from flexolmo_hf.evaluation.intervals import bootstrap
+
+
+def write_page(place: Place, page: Path, figures: Path) -> None:
+    """Write the page, its figures, and the figures' numbers as JSON.
+
+    Args:
+        place: The study, done.
+        page: Markdown file.
+        figures: Folder for the images and ``results.json``.
+    """
+    by_seed = [scores_of(place, "t1", seed) for seed in place.settings.seeds]
+    table_2 = scores_of(place, "t2", place.settings.seeds[0])
+    rows_1, rows_2 = rows_of(by_seed), rows_of([table_2])
+    draw_all(place, figures, rows_1, rows_2)
+    checked = claims(place, by_seed, table_2)
+    _write_numbers(place, figures / "results.json", by_seed, table_2, checked)
+    link = figures.name
+    parts = [
+        "# The mini study",
+        _prose(_introduction(place)),
+        "## Four experts, as in the paper's table 1",
+        _prose(_about(place, "mean and standard deviation over seeds where a method was trained with several")),
+        _table(rows_1, 0),
+        "## All experts, as in table 2",
+        _table(rows_2, 1),
+        f"![Bits per byte by method]({link}/methods.png)",
+        "## The paper's claims, and the study's goals",
+        _claims(checked),
+        "## Reading",
+        READING.strip(),
+        "## Opting out",
+        f"![Leave-one-out]({link}/optout.png)",
+        "## Routing",
+        f"![Routing shares]({link}/routing.png)",
+        "## Experts per token",
+        f"![Experts per token]({link}/experts.png)",
+        "## Choosing BTM's settings",
+        _ensemble(place),
+        "## What was tried on validation text",
+        _trials(place),
+        *_tasks(place),
+        "## What it cost",
+        _cost(place),
+        "## How sure",
+        _prose(_sureness(table_2)),
+    ]
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf8")
+
+
+def _introduction(place: Place) -> str:
+    sizes = place.settings
+    parameters = place.result(PUBLIC)["parameters"]
+    return f"""
+        FlexOlmo, its ablations and every baseline of the paper ([arXiv 2507.07024](https://arxiv.org/abs/2507.07024)),
+        at a size that a CPU trains: `make study`. The text is [FlexMix-mini](evaluation/data.md). The public model is
+        an OLMo-2 of {parameters / 1e6:.2f} M parameters ({sizes.layers} layers, hidden {sizes.hidden}, feed-forward
+        {sizes.intermediate}, vocabulary {sizes.vocabulary}), trained on {sizes.public_tokens / 1e6:.1f} M tokens of
+        public text with a few percent of every domain, in documents that the owners do not have. Every owner trains
+        once on {sizes.owner_tokens / 1e6:.1f} M tokens, an expert beside the frozen public one, or a dense model. All
+        figures are held-out bits per byte on test documents; lower is better. This page was written by the program."""
+
+
+def _about(place: Place, seeds: str) -> str:
+    owners = ", ".join(place.settings.table_1)
+    return f"Owners: {owners}. {seeds[0].upper()}{seeds[1:]}. The last column is the paper's average over its tasks."
+
+
+def _table(rows: Sequence[Row], paper: int) -> str:
+    columns = [name for name in rows[0].values if ":" not in name]
+    shown = [name for name in columns if name not in ("domains", "mixed", "all")]
+    shown += [name for name in ("domains", "mixed", "all") if name in columns]
+    titles = {"domains": "mean of domains", "mixed": "mixed documents", "all": "mean of all"}
+    best = {name: min(row.values[name] for row in rows if name in row.values) for name in shown}
+    lines = [
+        f"| | {' | '.join(titles.get(name, name) for name in shown)} | paper |",
+        f"|---|{'---|' * (len(shown) + 1)}",
+    ]
+    for row in rows:
+        cells = [_cell(row, name, best[name]) for name in shown]
+        said = METHODS.get(row.label, (None, None))[paper]
+        lines.append(f"| {row.label} | {' | '.join(cells)} | {'' if said is None else said} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row, name: str, best: float) -> str:
+    value = f"{row.values[name]:.3f}"
+    if row.values[name] == best:
+        value = f"**{value}**"
+    return value + (f" ± {row.deviation[name]:.3f}" if row.seeds > 1 and name in ("domains", "mixed", "all") else "")
+
+
+def _claims(checked: Sequence[Claim]) -> str:
+    lines = ["| claim | here | figures |", "|---|---|---|"]
+    said = {True: "holds", False: "**does not hold**"}
+    lines += [f"| {claim.text} | {said[claim.holds]} | {claim.figures} |" for claim in checked]
+    return "\n".join(lines)
+
+
+def _ensemble(place: Place) -> str:
+    found = place.result("btm-settings")
+    lines = ["| BTM's weights | mean on validation text |", "|---|---|"]
+    lines += [f"| {label} | {sum(row.values()) / len(row):.4f} |" for label, row in found.items()]
+    return "\n".join(lines)
+
+
+def _trials(place: Place) -> str:
+    about = """Each row changes one choice of the study, for two owners on half the tokens; test text was never
+        looked at for it. Mean bits per byte over domains and mixed documents of validation text."""
+    lines = ["| choice | merged | router tuned |", "|---|---|---|"]
+    for label in TRIED:
+        found = place.result(f"lever-{label}")
+        means = [sum(row.values()) / len(row) for row in (found["merged"], found["tuned"])]
+        lines.append(f"| {label} | {means[0]:.4f} | {means[1]:.4f} |")
+    return _prose(about) + "\n\n" + "\n".join(lines)
+
+
+def _tasks(place: Place) -> list[str]:
+    found = {
+        file.stem.removeprefix("tasks-"): json.loads(file.read_text("utf8"))["found"]
+        for file in sorted((place.root / "results").glob("tasks-*.json"))
+    }
+    if not found:
+        return []
+    found = {label: found[label] for label in METHODS if label in found}
+    tasks = list(next(iter(found.values())))
+    lines = [f"| task | {' | '.join(found)} |", f"|---|{'---|' * len(found)}"]
+    for task in tasks:
+        cells = [f"{row[task][0]:.3f} ± {row[task][1]:.3f}" for row in found.values()]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    about = f"""
+        Bits per byte of the right answers, {place.settings.questions} questions each, with the standard error. The
+        public text holds none of the questions."""
+    return ["## Benchmarks", _prose(about), "\n".join(lines)]
+
+
+def _cost(place: Place) -> str:
+    seed, owners = place.settings.seeds[0], place.settings.owners
+    per_owner = sum(place.seconds(f"expert-FlexOlmo-{owner}-{seed}") for owner in owners) / len(owners)
+    per_dense = sum(place.seconds(f"dense-{owner}-{seed}") for owner in owners) / len(owners)
+    of = f"t2-{seed}"
+    public = place.result(PUBLIC)["parameters"]
+    merged = place.result(f"merged-FlexOlmo-{of}")["parameters"]
+    tokens = place.settings.owner_tokens
+    scored = {label: place.seconds(f"score-{of}-{label}") for label in (PUBLIC, "FlexOlmo", "BTM top-2", "soup")}
+    lines = [
+        "| | parameters to hold | training, core seconds | tokens seen | scoring, core seconds |",
+        "|---|---|---|---|---|",
+        f"| public | {public / 1e6:.1f} M | {place.seconds(PUBLIC):.0f} | {place.settings.public_tokens / 1e6:.1f} M | "
+        f"{scored[PUBLIC]:.0f} |",
+        f"| one owner's dense model | {public / 1e6:.1f} M | {per_dense:.0f} | {tokens / 1e6:.1f} M | |",
+        f"| one owner's expert | | {per_owner:.0f} | {tokens / 1e6:.1f} M | |",
+        f"| soup | {public / 1e6:.1f} M | | | {scored['soup']:.0f} |",
+        f"| BTM top-2 | {public * (len(owners) + 1) / 1e6:.1f} M | | | {scored['BTM top-2']:.0f} |",
+        f"| FlexOlmo | {merged / 1e6:.1f} M | | | {scored['FlexOlmo']:.0f} |",
+        f"| router tuning | | {place.seconds(f'tuned-FlexOlmo-{of}'):.0f} | "
+        f"{place.settings.levers.tuning_tokens / 1e6:.1f} M | |",
+    ]
+    total = sum(json.loads(file.read_text("utf8"))["seconds"] for file in (place.root / "results").glob("*.json"))
+    return "\n".join(lines) + f"\n\nAll steps together took {total / 3600:.1f} hours of one core."
+
+
+def _sureness(scores: dict[str, Scores]) -> str:
+    said = []
+    for label in (PUBLIC, "BTM top-2", "router tuning"):
+        documents = [document for texts in scores[label].documents.values() for document in texts]
+        interval = bootstrap(documents)
+        said.append(f"{label} {float(together(documents)):.3f} ({interval.low:.3f} to {interval.high:.3f})")
+    return f"""Over all test documents together, with 95% intervals from a bootstrap over documents: {"; ".join(said)}.
+        Comparisons of methods on the same documents are paired and surer than these intervals look."""
+
+
+def _write_numbers(
+    place: Place, file: Path, by_seed: Sequence[dict[str, Scores]], table_2: dict[str, Scores], checked: Sequence[Claim]
+) -> None:
+    def numbers(scores: dict[str, Scores]) -> dict[str, dict[str, list[float]]]:
+        return {
+            label: {name: [round(found.bits(name), 5), *_ends(found, name)] for name in found.documents}
+            for label, found in scores.items()
+        }
+
+    whole = {
+        "settings": _plain(place),
+        "table 1": {str(seed): numbers(found) for seed, found in zip(place.settings.seeds, by_seed, strict=True)},
+        "table 2": numbers(table_2),
+        "claims": [{"claim": claim.text, "holds": claim.holds, "figures": claim.figures} for claim in checked],
+    }
+    file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf8")
+
+
+def _ends(found: Scores, name: str) -> list[float]:
+    interval = bootstrap(found.documents[name])
+    return [round(interval.low, 5), round(interval.high, 5)]
+
+
+def _plain(place: Place) -> dict:
+    settings = dict(vars(place.settings))
+    return settings | {"budgets": vars(settings["budgets"]), "levers": vars(settings["levers"])}
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,78 @@
+"""Documents as windows of tokens: how every measurement of held-out text cuts and batches them.
+
+Shape letters: B windows in a batch, T tokens of the longest.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from flexolmo_hf.errors import ConfigurationError
+
+
+class Window(NamedTuple):
+    """A part of a document.
+
+    Attributes:
+        document: Position of the document among those that were cut.
+        tokens: Token ids. The first is context and not scored, all others are.
+    """
+
+    document: int
+    tokens: list[int]
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that stands before a document: BOS or, without one, EOS.
+
+    Raises:
+        ConfigurationError: If the tokenizer has neither.
+    """
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise ConfigurationError(
+            "The tokenizer has neither BOS nor EOS: nothing stands before a document to predict its first token.",
+            "Set tokenizer.eos_token to the token that ended documents in training.",
+        )
+    return int(start)
+
+
+def cut_into_windows(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_length: int) -> Iterator[Window]:
+    """Cut documents, one after the other, so that every token is scored in exactly one window.
+
+    A document's first window begins with the token that stands before a document, each other one with the last token of
+    the one before. An empty text has no window.
+
+    Args:
+        tokenizer: The model's.
+        texts: Documents.
+        max_length: Tokens in a window, its first included.
+
+    Raises:
+        ConfigurationError: If the tokenizer has neither BOS nor EOS.
+    """
+    start, step = start_token(tokenizer), max_length - 1
+    for index, text in enumerate(texts):
+        tokens = [start, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+        yield from (Window(index, tokens[i : i + max_length]) for i in range(0, len(tokens) - 1, step))
+
+
+def batched_by_length(windows: Iterable[Window], batch_size: int) -> Iterator[list[Window]]:
+    """Batch windows, the longest first, so that those of one batch are about equally long."""
+    longest_first = sorted(windows, key=lambda window: len(window.tokens), reverse=True)
+    return (longest_first[i : i + batch_size] for i in range(0, len(longest_first), batch_size))
+
+
+def padded(batch: Sequence[Window], *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the token ids of a batch and their mask, 1 for tokens and 0 for padding, both ``(B, T)``, int64."""
+    shape = (len(batch), max(len(window.tokens) for window in batch))
+    # What stands in the padding is never read: attention masks it. Every model has token 0.
+    ids_BT, mask_BT = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for row, window in enumerate(batch):
+        size = len(window.tokens)
+        place = slice(shape[1] - size, None) if left else slice(size)
+        ids_BT[row, place] = torch.tensor(window.tokens)
+        mask_BT[row, place] = 1
+    return ids_BT, mask_BT
