@@ -53,7 +53,7 @@ def new_folder(folder: str | os.PathLike, *, needed_bytes: int = 0) -> Iterator[
     """
     final = refuse_nonempty(folder)
     partial = final.parent / f".{final.name}.partial-{uuid.uuid4().hex[:8]}"
-    with _no_space_named(final, needed_bytes):
+    with no_space_named(final, needed_bytes):
         final.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(final.parent).free
         if needed_bytes > free:
@@ -70,7 +70,16 @@ def new_folder(folder: str | os.PathLike, *, needed_bytes: int = 0) -> Iterator[
 
 
 @contextlib.contextmanager
-def _no_space_named(final: Path, needed_bytes: int) -> Iterator[None]:
+def no_space_named(final: Path, needed_bytes: int = 0) -> Iterator[None]:
+    """Say that the disk is full, where it is, instead of what failed because of it.
+
+    Args:
+        final: What is written.
+        needed_bytes: How much that needs, if known.
+
+    Raises:
+        NoSpaceError: In the place of an error of the block that came from a full disk.
+    """
     try:
         yield
     except Exception as error:

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from datasets import Dataset
 
 from flexolmo_hf import ExpertPackage, FlexOlmoForCausalLM, merge_experts
+from flexolmo_hf.cli import app
+from flexolmo_hf.evaluation.data.packages import cache_folder
 from tests.composition.conftest import move_expert
 from tests.conftest import dense_model
 
@@ -47,7 +50,8 @@ def workplace(tmp_path, tokenizer, monkeypatch):
 
 
 def run(command, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # The data packages of `make data` lie in the repository's cache unless the environment says otherwise.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLEXOLMO_CACHE": str(ROOT / cache_folder())}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -60,16 +64,55 @@ def flexolmo(line, cwd):
     return run([sys.executable, "-m", "flexolmo_hf.cli", *words[1:]], cwd)
 
 
-def commands(page):
-    return [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("flexolmo ")]
+def commands(page, *languages):
+    """Return a page's command lines. Of pages in docs, those in ``bash`` blocks need more than tests have."""
+    shown = [block for language in languages or ("sh", "bash") for block in blocks(page, language)]
+    return [line for block in shown for line in block.splitlines() if line.startswith("flexolmo ")]
+
+
+MEASURING = ("data", "eval", "optout", "routing")
 
 
 def test_the_commands_of_the_readme_make_a_merged_model_in_the_order_shown(workplace):
-    outputs = {line.split()[1]: flexolmo(line, workplace) for line in commands("README.md")}
+    making = [line for line in commands("README.md") if line.split()[1] not in MEASURING]
+    outputs = {line.split()[1]: flexolmo(line, workplace) for line in making}
 
     assert list(outputs) == ["init", "train", "pack", "merge", "inspect", "export"]
     assert re.search(r"math .* 1 ", outputs["inspect"])
     assert re.search(r"code .* 2 ", outputs["inspect"])
+
+
+def test_the_commands_of_the_readme_measure_the_merged_model(workplace):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("lm_eval")
+    merge_experts("DENSE", {"math": "PACKAGE_OF_MATH", "code": "OTHER"}, "MERGED")
+    measuring = [line for line in commands("README.md") if line.split()[1] in MEASURING]
+    outputs = {line.split()[1]: flexolmo(line, workplace) for line in measuring}
+
+    assert tuple(outputs) == MEASURING
+    assert "arc_easy" in outputs["eval"]
+    assert "without code" in outputs["optout"]
+    for written in ("CORPUS/corpus.json", "SCORES/results.md", "OPT_OUT/opt_out.png", "SHARES/heat_maps.png"):
+        assert (workplace / written).is_file(), written
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page, "sh")])
+def test_the_commands_of_a_page_run_in_the_order_shown(workplace, page):
+    merge_experts("DENSE", {"math": "PACKAGE_OF_MATH"}, "MERGED")
+
+    for line in commands(page, "sh"):
+        flexolmo(line, workplace)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_every_command_is_spelled_as_the_command_line_reads_it(page):
+    for line in commands(page):
+        command, words = typer.main.get_command(app), shlex.split(line, comments=True)[1:]
+        while hasattr(command, "commands"):
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        # Parsed and not run; an option that is unknown or missing ends the test with its name.
+        command.make_context(command.name, words)
 
 
 @pytest.mark.parametrize("page", PAGES)

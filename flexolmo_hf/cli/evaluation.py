@@ -62,8 +62,8 @@ def evaluate(
             seed=seed,
         )
         result = run_suite(model, suite, expert_sets=active_experts or ["all"], settings=settings)
+        # Shown first: what took long to measure is not lost with a disk that is full.
+        typer.echo(markdown(result), nl=False)
         if output is not None:
             result.save(output)
-    typer.echo(markdown(result), nl=False)
-    if output is not None:
-        typer.echo(f"Wrote {output}.")
+            typer.echo(f"Wrote {output}.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flexolmo_hf.cli.application import app, named_files, plain_errors
+from flexolmo_hf.cli.application import app, named_files, names_of, plain_errors
 
 
 @app.command()
@@ -19,9 +19,13 @@ def optout(
     subset: Annotated[
         list[str] | None, typer.Option("--set", help="A further set to measure, such as public+math.")
     ] = None,
-    experts: Annotated[str | None, typer.Option(help="Load these experts only, such as public+math+code.")] = None,
+    experts: Annotated[
+        str | None,
+        typer.Option("--active-experts", "--experts", help="Load these experts only, such as public+math+code."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for table, figures and heat map; new or empty.")
+        Path | None,
+        typer.Option("--output", "--out", "-o", help="Folder for table, figures and heat map; new or empty."),
     ] = None,
     contract: Annotated[Path | None, typer.Option(help="YAML: fail (exit 1) if it is broken.")] = None,
     write_contract: Annotated[Path | None, typer.Option(help="Write the measured values as a contract.")] = None,
@@ -38,10 +42,10 @@ def optout(
         from flexolmo_hf.evaluation.optout.contract import Contract
         from flexolmo_hf.evaluation.optout.files import Reading, opt_out_files
 
-        _refuse_early(out, write_contract)
+        _refuse_early(out, write_contract, margin)
         agreed = None if contract is None else Contract.load(contract)
         reading = Reading(
-            experts=None if experts is None else experts.split("+"),
+            experts=names_of(experts),
             subsets=subset or [],
             max_length=max_length,
             batch_size=batch_size,
@@ -61,17 +65,18 @@ def optout(
         raise typer.Exit(1)
 
 
-def _refuse_early(out: Path | None, write_contract: Path | None) -> None:
+def _refuse_early(out: Path | None, write_contract: Path | None, margin: float) -> None:
     """Refuse before the measuring, which takes long, what could not be written after it."""
     from flexolmo_hf._extras import require
     from flexolmo_hf._folder import refuse_nonempty
-    from flexolmo_hf.evaluation.optout.contract import refuse_existing
+    from flexolmo_hf.evaluation.optout.contract import refuse_existing, refuse_margin
 
     if out is not None:
         require("eval", "matplotlib")
         refuse_nonempty(out)
     if write_contract is not None:
         refuse_existing(write_contract)
+        refuse_margin(margin)
 
 
 @contextmanager

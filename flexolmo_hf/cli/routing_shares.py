@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flexolmo_hf.cli.application import app, named_files, plain_errors
+from flexolmo_hf.cli.application import app, named_files, names_of, plain_errors
 
 
 @app.command()
@@ -16,10 +16,10 @@ def routing(
         typer.Option(help="NAME=PLACE of a domain's documents: a .jsonl or .txt file, or a folder; repeat for more."),
     ],
     active_experts: Annotated[
-        str | None, typer.Option(help="Experts to measure, as public,math; default those a plain load makes active.")
+        str | None, typer.Option(help="Experts to measure, as public+math; default those a plain load makes active.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for figures and tables; new or empty.")
+        Path | None, typer.Option("--output", "--out", "-o", help="Folder for figures and tables; new or empty.")
     ] = None,
     html_text: Annotated[
         Path | None,
@@ -48,7 +48,7 @@ def routing(
             named_files("data", data, kind="PLACE"),
             output,
             html_text=html_text,
-            active_experts=None if active_experts is None else active_experts.split(","),
+            active_experts=names_of(active_experts),
             max_length=max_length,
             batch_size=batch_size,
             top_k=top_k,

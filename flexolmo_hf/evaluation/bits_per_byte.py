@@ -13,7 +13,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexolmo_hf.errors import ConfigurationError
-from flexolmo_hf.evaluation.windows import Window, batched_by_length, cut_into_windows, padded
+from flexolmo_hf.evaluation.windows import (
+    Window,
+    batched_by_length,
+    cut_into_windows,
+    padded,
+    refuse_one_string,
+    refuse_sizes,
+)
 
 _IGNORED = -100
 
@@ -71,7 +78,8 @@ def bits_per_byte(
         Total bits over total bytes.
 
     Raises:
-        ConfigurationError: If a size is too small, there is no text, or the tokenizer has neither BOS nor EOS.
+        ConfigurationError: If a size is too small, there is no text or one instead of a list, or the tokenizer has
+            neither BOS nor EOS.
     """
     if not any(texts):
         raise ConfigurationError("There is no text to score.", "Give at least one document that is not empty.")
@@ -92,11 +100,8 @@ def bits_by_document(
     Returns:
         One value per text, in order. Empty texts have none and are left out.
     """
-    if max_length < 2 or batch_size < 1:
-        raise ConfigurationError(
-            f"max_length={max_length} and batch_size={batch_size} leave nothing to score.",
-            "A window needs at least 2 tokens (one is context), a batch at least 1 window.",
-        )
+    refuse_sizes(max_length, batch_size)
+    refuse_one_string(texts)
     texts = [text for text in texts if text]
     windows = list(cut_into_windows(tokenizer, texts, max_length))
     bits, tokens = [0.0] * len(texts), [0] * len(texts)

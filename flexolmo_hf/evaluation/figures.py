@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flexolmo_hf._extras import require
+from flexolmo_hf.errors import ConfigurationError
 
 #: Okabe and Ito's palette (Color Universal Design, 2008), whose colours differ for every kind of colour vision. Black
 #: comes last: text and axes have it already.
@@ -15,6 +16,9 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SEQUENTIAL = "cividis"
 DIVERGING = "PuOr_r"
+
+#: What matplotlib would write into a file of each kind beside the figure.
+_UNSAID = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"), "svg": ("Creator", "Date")}
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -58,9 +62,16 @@ def figure(width: float, height: float, **grid: Any) -> Iterator[tuple[Any, Any]
 
 
 def save(drawn: Any, path: str | Path) -> Path:
-    """Write a figure as PNG or, by the name's ending, PDF or SVG, without a date or the name of a program in it."""
+    """Write a figure as PNG, PDF or SVG, by the name's ending, with no date and no program in its metadata.
+
+    Raises:
+        ConfigurationError: If the name ends otherwise.
+    """
     path = Path(path)
-    nothing = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
-    metadata = nothing.get(path.suffix.removeprefix("."), {"Date": None, "Creator": None})
-    drawn.savefig(path, metadata=metadata)
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in _UNSAID:
+        raise ConfigurationError(
+            f"{path.name!r} is no name of a figure.", f"Let it end in {', '.join(f'.{known}' for known in _UNSAID)}."
+        )
+    drawn.savefig(path, metadata=dict.fromkeys(_UNSAID[kind]))
     return path

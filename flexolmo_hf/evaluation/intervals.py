@@ -38,8 +38,9 @@ def bootstrap(documents: Sequence[BitsPerByte], *, samples: int = 1000, seed: in
         The percentiles of total bits over total bytes.
 
     Raises:
-        ConfigurationError: If there is no document.
+        ConfigurationError: If there is no document or no draw, or the level is none.
     """
+    _refuse(samples, level)
     return _percentiles(_ratios(documents, _draws(len(documents), samples, seed)), level)
 
 
@@ -66,8 +67,9 @@ def bootstrap_change(
         The percentiles of ``after / before - 1``.
 
     Raises:
-        ConfigurationError: If there is no document, or the documents are not the same.
+        ConfigurationError: As for `bootstrap`, and if the documents are not the same.
     """
+    _refuse(samples, level)
     if [document.bytes for document in after] != [document.bytes for document in before]:
         raise ConfigurationError(
             "The two measurements are not of the same documents.",
@@ -75,6 +77,14 @@ def bootstrap_change(
         )
     draws = _draws(len(after), samples, seed)
     return _percentiles(_ratios(after, draws) / _ratios(before, draws) - 1, level)
+
+
+def _refuse(samples: int, level: float) -> None:
+    if samples < 1 or not 0 < level < 1:
+        raise ConfigurationError(
+            f"samples={samples} and level={level} make no interval.",
+            "Draw at least once, for a level between 0 and 1, such as 0.95.",
+        )
 
 
 def _draws(documents: int, samples: int, seed: int) -> np.ndarray:

@@ -4,7 +4,7 @@ Shape letters: B windows in a batch, T tokens of the longest.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +22,29 @@ class Window(NamedTuple):
 
     document: int
     tokens: list[int]
+
+
+def refuse_sizes(max_length: int, batch_size: int) -> None:
+    """Refuse sizes that leave nothing to score.
+
+    Raises:
+        ConfigurationError: If a window has no token beside its context, or a batch no window.
+    """
+    if max_length < 2 or batch_size < 1:
+        raise ConfigurationError(
+            f"max_length={max_length} and batch_size={batch_size} leave nothing to score.",
+            "A window needs at least 2 tokens (one is context), a batch at least 1 window.",
+        )
+
+
+def refuse_one_string(texts: Any, whose: str = "") -> None:
+    """Refuse one text where many are meant: each of its characters would be taken for a document.
+
+    Raises:
+        ConfigurationError: If it is one.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise ConfigurationError(f"The texts{whose} are one string.", "Give a list of documents.")
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -48,7 +71,7 @@ def cut_into_windows(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], m
     Args:
         tokenizer: The model's.
         texts: Documents.
-        max_length: Tokens in a window, its first included.
+        max_length: Tokens in a window, its first included; at least 2, see `refuse_sizes`.
 
     Raises:
         ConfigurationError: If the tokenizer has neither BOS nor EOS.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from flexolmo_hf._extras import require
-from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.errors import ConfigurationError, NonFiniteTensorError
 from flexolmo_hf.modeling.embedded_row import RouterProjection
 from flexolmo_hf.routing.domain_embedding import DomainEmbedding
 from flexolmo_hf.routing.hidden_states import HiddenStates
@@ -47,7 +47,7 @@ def contrast_embedding(
         model: The anchor, an `Olmo2ForCausalLM` or a `FlexOlmoForCausalLM`, whose public expert is used alone.
         tokenizer: Its tokenizer.
         sample: How many documents of each kind to read at most.
-        tokens: How many tokens of each kind to learn from at most; ``8 * tokens * L * H`` bytes are needed.
+        tokens: How many tokens of each kind to learn from at most; about ``12 * tokens * L * H`` bytes are needed.
         seed: Of the samples.
         freedom: Inverse of the penalty on the weights, scikit-learn's ``C``.
 
@@ -56,6 +56,7 @@ def contrast_embedding(
 
     Raises:
         ConfigurationError: If there is no text of a kind, or a setting makes no sense.
+        NonFiniteTensorError: If the model makes something of a text that is no number.
         MissingExtraError: If scikit-learn is not installed.
         NotOlmo2Error: If the model is of another architecture.
     """
@@ -73,16 +74,21 @@ def contrast_embedding(
 def _states(
     encode: HiddenStates, texts: Iterable[str], whose: str, sample: int, tokens: int, seed: int
 ) -> tuple[torch.Tensor, int, int]:
+    """Return the tokens' states ``(N, L, H)``, how many documents they are from, and how many were empty."""
     documents, empty = sample_texts(texts, sample=sample, seed=seed)
-    parts, found = [], 0
+    parts, found, read = [], 0, 0
     for start in range(0, len(documents), _AT_ONCE):
-        parts.append(encode.of_tokens(documents[start : start + _AT_ONCE]))
-        found += len(parts[-1])
+        some = documents[start : start + _AT_ONCE]
+        parts.append(encode.of_tokens(some)[: tokens - found])
+        found, read = found + len(parts[-1]), read + len(some)
         if found >= tokens:
             break
     if not found:
         raise ConfigurationError(f"There is no text among {whose} documents.", "Give documents with text.")
-    return torch.cat(parts)[:tokens], len(documents), empty
+    states_NLH = torch.cat(parts)
+    if not states_NLH.isfinite().all():
+        raise NonFiniteTensorError("hidden states", f"{whose} documents")
+    return states_NLH, read, empty
 
 
 def _weights(own_NH: torch.Tensor, public_NH: torch.Tensor, freedom: float) -> torch.Tensor:

@@ -2,48 +2,33 @@
 
 A public document that is nearly a private one would tell, by being chosen, that the owner has it.
 
-Shapes: M candidates, W width of the encoder, B private documents in a batch, T words, G word sequences.
+Shapes: M candidates, W width of the encoder, B private documents in a batch, G word sequences.
 """
 
-import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from flexolmo_hf._word_runs import run_hashes
 from flexolmo_hf.routing.embedded import Batch
 
 #: Words of a sequence; the length that is usual for telling benchmark text in training data.
 SEQUENCE = 13
 
-# Scripts written without spaces count each character as a word.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-_WORDS = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
-_BASE = np.uint64(0x9E3779B97F4A7C15)
 _AT_ONCE = 256
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
 
 
 def sequence_hashes(text: str) -> np.ndarray:
-    """Hash every sequence of 13 words, ignoring case, punctuation and white space.
+    """Hash every sequence of 13 words, as `run_hashes` does.
 
     A text of fewer words is one sequence.
 
     Returns:
         The distinct hashes, shape ``(G,)``, uint64, sorted.
     """
-    words = [zlib.crc32(word.encode("utf8", "surrogatepass")) for word in _WORDS.findall(text.lower())]
-    length = min(SEQUENCE, len(words))
-    if not length:
-        return np.zeros(0, np.uint64)
-    # 0 would let a sequence equal a longer one; the length tells short texts from the beginnings of others.
-    word_T = np.array(words, np.uint64) + np.uint64(1)
-    hash_G = np.full(len(words) - length + 1, length, np.uint64)
-    for offset in range(length):
-        hash_G = hash_G * _BASE + word_T[offset : offset + len(hash_G)]
-        hash_G ^= hash_G >> np.uint64(29)
-    return np.unique(hash_G)
+    return np.unique(run_hashes(text, SEQUENCE))
 
 
 class NearestPrivate:

@@ -39,6 +39,10 @@ def _files(places: Iterable[str | os.PathLike]) -> list[Path]:
             found = sorted(path for path in place.rglob("*") if path.suffix in _KINDS and path.is_file())
         else:
             found = [place] if place.suffix in _KINDS and place.is_file() else []
+        if not place.exists():
+            raise ConfigurationError(
+                f"There is no file or folder {place.name!r}.", "Give documents that exist: .jsonl, .txt, or folders."
+            )
         if not found:
             raise ConfigurationError(
                 f"{place.name!r} is no .jsonl or .txt file, and no folder that holds one.",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flexolmo_hf import FlexOlmoForCausalLM
-from flexolmo_hf.errors import ConfigurationError, RouterProjectionError
+from flexolmo_hf.errors import ConfigurationError, NonFiniteTensorError, RouterProjectionError
 from flexolmo_hf.routing.contrast import contrast_embedding
 from flexolmo_hf.routing.domain_embedding import domain_embedding
 from flexolmo_hf.routing.hidden_states import HiddenStates
@@ -73,6 +73,27 @@ def test_rows_of_another_kind_are_refused_beside_it(anchor, tmp_path):
 
     with pytest.raises(RouterProjectionError):
         FlexOlmoForCausalLM.from_dense(tmp_path / "anchor", expert="math", router_embeddings=rows)
+
+
+def test_documents_are_counted_that_were_read_and_no_more_tokens_are_kept_than_asked_for(anchor, monkeypatch):
+    learned = []
+    monkeypatch.setattr(
+        "flexolmo_hf.routing.contrast._weights",
+        lambda own, public, freedom: learned.append((len(own), len(public))) or own[0],
+    )
+    row = contrast(anchor, own=[f"{number:02}" for number in range(40)], tokens=50)
+
+    # Read sixteen at a time, of two tokens each.
+    assert row.documents == 32
+    assert set(learned) == {(50, 50)}
+
+
+def test_states_that_are_no_numbers_are_refused(anchor):
+    with torch.no_grad():
+        anchor.model.layers[0].self_attn.o_proj.weight.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteTensorError, match="the owner's documents"):
+        contrast(anchor)
 
 
 @pytest.mark.parametrize("own, public", [([" "], PUBLIC), (OWN, [])])

@@ -38,8 +38,16 @@ def test_the_same_words_in_another_order_are_another_sequence():
     assert np.intersect1d(sequence_hashes(text(0, 13)), sequence_hashes(turned)).size == 0
 
 
-@pytest.mark.parametrize("same", [text(0, 20).upper(), text(0, 20).replace(" ", ",\n\t"), f"- {text(0, 20)} !"])
-def test_case_punctuation_and_white_space_hide_nothing(same):
+@pytest.mark.parametrize(
+    "same",
+    [
+        text(0, 20).upper(),
+        text(0, 20).replace(" ", ",\n\t"),
+        f"- {text(0, 20)} !",
+        text(0, 20).replace("word", "ｗｏｒｄ"),
+    ],
+)
+def test_case_punctuation_white_space_and_letter_forms_hide_nothing(same):
     assert np.array_equal(sequence_hashes(same), sequence_hashes(text(0, 20)))
 
 

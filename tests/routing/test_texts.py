@@ -51,7 +51,7 @@ def test_files_are_read_one_line_at_a_time(tmp_path):
 
 
 REFUSED = {
-    "not there": (None, "'a.jsonl' is no .jsonl or .txt file"),
+    "not there": (None, "There is no file or folder 'a.jsonl'"),
     "not JSON": (b'{"text": "one"}\n' + SECRET.encode(), "line 2 is not JSON"),
     "no object": (json.dumps([SECRET]).encode(), "Line 1 of 'a.jsonl' has no text under 'text'"),
     "no text": (json.dumps({"body": SECRET}).encode(), "has no text under 'text'"),

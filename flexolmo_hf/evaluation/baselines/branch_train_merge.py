@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.evaluation.baselines.costs import Cost
 from flexolmo_hf.evaluation.baselines.member_weights import (
     check_weighting,
     last_real_column,
@@ -23,7 +24,7 @@ from flexolmo_hf.evaluation.baselines.member_weights import (
     predicted_by,
     token_log_likelihood,
 )
-from flexolmo_hf.evaluation.baselines.members import Cost, MembersConfig, MembersForCausalLM, mask_of
+from flexolmo_hf.evaluation.baselines.members import MembersConfig, MembersForCausalLM, mask_of
 from flexolmo_hf.evaluation.baselines.members_cache import MembersCache, Seen
 from flexolmo_hf.modeling.arguments import known_arguments, refuse_unknown
 

@@ -20,6 +20,7 @@ from flexolmo_hf.composition.fingerprint import anchor_settings
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
 from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, EmptyExpertSetError, NotOlmo2Error
 from flexolmo_hf.evaluation.baselines.rows import starting_rows
+from flexolmo_hf.evaluation.baselines.soup import weighted_mean
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.files.layout import Deferred, bytes_of, write_weights
 from flexolmo_hf.modeling.names import PUBLIC, check_distinct, check_expert_name
@@ -49,12 +50,9 @@ def of_anchor(name: str, parts: Mapping[str, CheckpointReader]) -> torch.Tensor:
 
 
 def mean_of_all(name: str, parts: Mapping[str, CheckpointReader]) -> torch.Tensor:
-    """Return the mean over the anchor and all dense models, added up in float32, in the anchor's dtype."""
-    own = parts[PUBLIC].tensor(name)
-    total = torch.zeros(own.shape, dtype=torch.float32)
-    for reader in parts.values():
-        total += reader.tensor(name).float()
-    return (total / len(parts)).to(own.dtype)
+    """Return the mean over the anchor and all dense models, in the anchor's dtype; equal tensors keep their bits."""
+    first, *others = (reader.tensor(name) for reader in parts.values())
+    return weighted_mean(first, others, [1 / len(parts)] * len(others))
 
 
 def combine(
@@ -89,7 +87,7 @@ def combine(
     """
     refuse_nonempty(output_dir)
     parts = _checked_parts(anchor, experts)
-    config = _combined_config(parts, start)
+    config = _combined_config(parts, shared, start)
     tensors = {**_shared_tensors(parts, shared), **_routers(config, parts, start), **_networks(parts)}
     with new_folder(output_dir, needed_bytes=bytes_of(tensors)) as folder:
         write_weights(folder, tensors, config.expert_names, max_shard_size, whose="the dense models")
@@ -117,7 +115,7 @@ def _checked_parts(anchor: str | os.PathLike, experts: Mapping[str, str | os.Pat
     return parts
 
 
-def _combined_config(parts: Mapping[str, CheckpointReader], start: RouterStart) -> FlexOlmoConfig:
+def _combined_config(parts: Mapping[str, CheckpointReader], shared: Shared, start: RouterStart) -> FlexOlmoConfig:
     config = copy.deepcopy(parts[PUBLIC].config)
     per_token = len(parts) if start.experts_per_token is None else start.experts_per_token
     if not 1 <= per_token <= len(parts):
@@ -126,6 +124,8 @@ def _combined_config(parts: Mapping[str, CheckpointReader], start: RouterStart) 
         )
     config.num_experts, config.expert_names, config.num_experts_per_tok = len(parts), list(parts), per_token
     config.active_experts = None
+    # What owners' data did to a mean stays when their experts are left out.
+    config.shared_averaged = shared is mean_of_all
     config.architectures = ["FlexOlmoForCausalLM"]
     config.validate()
     return config

@@ -77,7 +77,7 @@ class LabelSet:
     def prompt(self, text: str) -> str:
         """Return the question about a text. What the text holds is never taken for a place to fill."""
         labels = "\n".join(f"- {label.word}: {label.description}" for label in self.labels)
-        before, after = self.question.replace("{labels}", labels).split("{text}")
+        before, after = (part.replace("{labels}", labels) for part in self.question.split("{text}"))
         return f"{before}{text}{after}"
 
     def only(self, experts: Iterable[str]) -> "LabelSet":

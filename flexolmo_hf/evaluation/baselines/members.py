@@ -6,42 +6,19 @@ A checkpoint is a folder with ``config.json`` and, for each member, a complete c
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError
+from flexolmo_hf.evaluation.baselines.loading import Folder, Member, common_settings, loaded, refuse_other_parts
 from flexolmo_hf.modeling.arguments import refuse_leftovers
 from flexolmo_hf.modeling.names import check_distinct, check_expert_name
-
-Member: TypeAlias = PreTrainedModel | str | os.PathLike
-
-# What such a model says of itself is what its first member says.
-_FROM_FIRST = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a model of several members needs. Attention to earlier tokens and sampling are not counted.
-
-    Attributes:
-        parameters: Parameters held.
-        parameters_per_token: Parameters that each token passes through, once the weights of the members are settled.
-        passes_per_token: Forward passes of a member, or of an average of them, for each such token.
-        passes_per_weight_token: The same for the tokens that settle the weights.
-        parameters_averaged: Parameters read to build the average of a row's own, once per row.
-    """
-
-    parameters: int
-    parameters_per_token: int
-    passes_per_token: int
-    passes_per_weight_token: int
-    parameters_averaged: int = 0
 
 
 @strict
@@ -130,21 +107,8 @@ class MembersForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if not members:
             raise EmptyExpertSetError(["a model"])
-        models = [
-            member
-            if isinstance(member, PreTrainedModel)
-            else AutoModelForCausalLM.from_pretrained(member, use_safetensors=True)
-            for member in members.values()
-        ]
-        sizes = {name: model.config.vocab_size for name, model in zip(members, models, strict=True)}
-        if len(set(sizes.values())) > 1:
-            raise ConfigurationError(
-                f"The members' vocabularies differ in size: {sizes}.",
-                "Distributions can only be combined over one vocabulary: give models with the same tokenizer.",
-            )
-        first = {key: getattr(models[0].config, key, None) for key in _FROM_FIRST}
-        known = {key: value for key, value in first.items() if value is not None}
-        return cls(cls.config_class(member_names=list(members), **{**known, **settings}), models)
+        models = loaded(members)
+        return cls(cls.config_class(member_names=list(members), **{**common_settings(models[0]), **settings}), models)
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -153,21 +117,8 @@ class MembersForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ConfigurationError: If upstream's loading report is asked for, or pickled weights.
         """
-        if kwargs.pop("output_loading_info", False) or kwargs.pop("use_safetensors", True) is False:
-            raise ConfigurationError(
-                "output_loading_info and use_safetensors=False are not for models of several members.",
-                "Load a member by itself, from its subfolder, to get its report; weights are always safetensors.",
-            )
-        if not isinstance(config, PreTrainedConfig):
-            config, kwargs = cls.config_class.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
-        inside = Path(kwargs.pop("subfolder", ""))
-        members = [
-            AutoModelForCausalLM.from_pretrained(
-                path, subfolder=str(inside / f"member-{name}"), use_safetensors=True, **kwargs
-            )
-            for name in config.member_names
-        ]
-        model = cls(config, members)
+        folder = Folder(cls.config_class, path, config, kwargs)
+        model = cls(folder.config, [folder.model(f"member-{name}") for name in folder.config.member_names])
         model.name_or_path = str(path)
         return model
 
@@ -177,8 +128,12 @@ class MembersForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             save_directory: The folder to write.
             **kwargs: As upstream, for each member.
+
+        Raises:
+            ConfigurationError: If the folder holds other members.
         """
         folder = Path(save_directory)
+        refuse_other_parts(folder, [f"member-{name}" for name in self.config.member_names], "member-")
         for name, member in self.named_members():
             member.save_pretrained(folder / f"member-{name}", **kwargs)
         self.config.architectures = [type(self).__name__]
@@ -211,8 +166,9 @@ class MembersForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if self.settles_by_prefix and cache.is_empty:
             told = cache.weight_tokens_B if weight_tokens is None else weight_tokens
-            value = self.config.prefix if told is None else told
-            cache.weight_tokens_B = torch.as_tensor(value, device=input_ids.device).expand(len(input_ids))
+            cache.weight_tokens_B = one_per_row(
+                "weight_tokens", self.config.prefix if told is None else told, input_ids
+            )
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *args: Any) -> None:
         # Here, where rows are expanded and the mask is known, whatever the decoding mode.
@@ -271,3 +227,23 @@ def mask_of(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tor
             "Give one value per token and row, those of cached tokens included.",
         )
     return attention_mask[:, -input_ids.shape[1] :].bool()
+
+
+def one_per_row(what: str, value: int | torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return a number of tokens for each row, ``(B,)``.
+
+    Args:
+        what: What the number is called, for the error.
+        value: One number, or ``(B,)``.
+        input_ids: ``(B, T)``.
+
+    Raises:
+        ConfigurationError: If it has another shape.
+    """
+    number = torch.as_tensor(value, device=input_ids.device)
+    if number.dim() > 1 or number.numel() not in (1, len(input_ids)):
+        raise ConfigurationError(
+            f"{what} has shape {tuple(number.shape)} for {len(input_ids)} rows.",
+            "Give one number, or one for each row.",
+        )
+    return number.expand(len(input_ids))

@@ -137,15 +137,24 @@ class PromptRouter:
         answer = self.model.generate(
             ids_1T,
             attention_mask=torch.ones_like(ids_1T),
-            max_new_tokens=max(map(len, self._words)) + 4,
+            max_new_tokens=self._answer_tokens,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
         )
         return self.parse(self.tokenizer.decode(answer[0, ids_1T.shape[1] :], skip_special_tokens=True))
 
     def tokens_per_question(self) -> int:
-        """Return how many tokens the model reads for an empty text: what each choice costs beyond the text itself."""
-        return self.question("").shape[1] + (len(self._words) * (max(map(len, self._words)) - 1))
+        """Return how many tokens pass the model for an empty text: what each choice costs beyond the text itself.
+
+        The question's, and those of all labels but their first, or of the longest answer.
+        """
+        answers = len(self._words) * (max(map(len, self._words)) - 1)
+        return self.question("").shape[1] + (self._answer_tokens if self.decision == "generation" else answers)
+
+    @property
+    def _answer_tokens(self) -> int:
+        # Room for a word or two around the longest label.
+        return max(map(len, self._words)) + 4
 
 
 def load_router(
@@ -172,7 +181,12 @@ def load_router(
     if gguf_file is not None:
         require("eval", "gguf")
     tokenizer = AutoTokenizer.from_pretrained(source, **located)
-    model = AutoModelForCausalLM.from_pretrained(source, **{"dtype": torch.float32, **located, **options})
+    model = AutoModelForCausalLM.from_pretrained(
+        # Never pickled weights.
+        source,
+        use_safetensors=True if gguf_file is None else None,
+        **{"dtype": torch.float32, **located, **options},
+    )
     return model.eval(), tokenizer
 
 

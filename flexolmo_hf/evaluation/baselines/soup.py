@@ -1,7 +1,7 @@
 """Model soup: one model whose weights are the average of several (arXiv 2507.07024, baselines).
 
 Tensors are read from the members' files and averaged when the output's file is written: the memory needed is that of
-one output file and one tensor of a member, not of a model.
+one output file and, in float64, of one tensor; not that of a model.
 """
 
 import copy
@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from flexolmo_hf._folder import new_folder, refuse_nonempty
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
-from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError
-from flexolmo_hf.evaluation.baselines.members import Member
+from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError, NonFiniteTensorError
+from flexolmo_hf.evaluation.baselines.loading import Member
 from flexolmo_hf.modeling.files.layout import Deferred, bytes_of, write_weights
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 
@@ -133,6 +133,13 @@ def weighted_mean(
     return total.to(first.dtype)
 
 
+def differing_settings(first: Any, other: Any) -> list[str]:
+    """Return, by name and with both values, the settings of two models that would have to agree to average them."""
+    mine, theirs = ({**config.to_dict(), "model_type": config.model_type} for config in (first, other))
+    keys = sorted((mine.keys() | theirs.keys()) - _INCIDENTAL)
+    return [f"{k} ({mine.get(k)!r}, {theirs.get(k)!r})" for k in keys if mine.get(k) != theirs.get(k)]
+
+
 def _shares(named: Mapping[Any, Any], weights: Mapping[str, float] | Sequence[float] | None) -> list[float]:
     if weights is None:
         return [1 / len(named)] * len(named)
@@ -188,7 +195,7 @@ def _in_memory(model: PreTrainedModel) -> _Source:
 def _refuse_differences(sources: Mapping[Any, _Source]) -> None:
     (first_name, first), *others = sources.items()
     for name, other in others:
-        differences = _settings(first.config, other.config)
+        differences = differing_settings(first.config, other.config)
         tensors = sorted(key for key in first.shapes.keys() | other.shapes if _other(first, other, key))
         if tensors:
             differences.append(f"{len(tensors)} tensor(s) such as {tensors[0]}")
@@ -199,12 +206,6 @@ def _refuse_differences(sources: Mapping[Any, _Source]) -> None:
                 f"Members {first_name!r} and {name!r} cannot be averaged; they differ in {'; '.join(differences[:4])}.",
                 "Average models that were trained from the same one, with the same tokenizer.",
             )
-
-
-def _settings(first: Any, other: Any) -> list[str]:
-    mine, theirs = ({**config.to_dict(), "model_type": config.model_type} for config in (first, other))
-    keys = sorted((mine.keys() | theirs.keys()) - _INCIDENTAL)
-    return [f"{k} ({mine.get(k)!r}, {theirs.get(k)!r})" for k in keys if mine.get(k) != theirs.get(k)]
 
 
 def _other(first: _Source, other: _Source, key: str) -> bool:
@@ -223,6 +224,9 @@ def _tokenizer(folder: Path | None) -> Any:
 
 def _built(first: _Source, state: dict[str, torch.Tensor]) -> Any:
     config = copy.deepcopy(first.config)
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise NonFiniteTensorError(name, "the average")
     dtype = next(iter(state.values())).dtype
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()

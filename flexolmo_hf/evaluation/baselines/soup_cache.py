@@ -21,43 +21,30 @@ class Context:
     Attributes:
         ids_BC: The tokens.
         real_BC: Which of them are no padding.
-        positions_BC: Where they stand; None if each column is its own position.
+        positions_BC: Where they stand.
     """
 
     ids_BC: torch.Tensor
     real_BC: torch.Tensor
-    positions_BC: torch.Tensor | None
+    positions_BC: torch.Tensor
 
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Context":
         """Return it with each tensor changed."""
-        positions = None if self.positions_BC is None else change(self.positions_BC)
-        return Context(change(self.ids_BC), change(self.real_BC), positions)
+        return Context(change(self.ids_BC), change(self.real_BC), change(self.positions_BC))
 
     def part(self, rows: Any, columns: slice) -> dict[str, Any]:
         """Return what a model's forward takes for some rows and columns; the mask reaches back to the beginning."""
-        positions = None if self.positions_BC is None else self.positions_BC[rows, columns]
         return {
             "input_ids": self.ids_BC[rows, columns],
             "attention_mask": self.real_BC[rows, : columns.stop].long(),
-            "position_ids": positions,
+            "position_ids": self.positions_BC[rows, columns],
         }
 
     def followed_by(self, later: "Context") -> "Context":
-        """Return both, one after the other.
-
-        Raises:
-            ConfigurationError: If one has positions and the other has none.
-        """
-        positions = None
-        if self.positions_BC is not None and later.positions_BC is not None:
-            positions = torch.cat([self.positions_BC, later.positions_BC], dim=1)
-        elif self.positions_BC is not later.positions_BC:
-            raise ConfigurationError(
-                "Some calls of a text came with position_ids and others without.", "Give them always or never."
-            )
-        return Context(
-            torch.cat([self.ids_BC, later.ids_BC], dim=1), torch.cat([self.real_BC, later.real_BC], dim=1), positions
-        )
+        """Return both, one after the other."""
+        mine = (self.ids_BC, self.real_BC, self.positions_BC)
+        others = (later.ids_BC, later.real_BC, later.positions_BC)
+        return Context(*(torch.cat(both, dim=1) for both in zip(mine, others, strict=True)))
 
 
 class SoupCache(Cache):
@@ -70,7 +57,8 @@ class SoupCache(Cache):
         weights: The members' weights ``(M,)`` of each row, None where they are not settled.
         rows: The keys and values of each row, None as well.
         weight_tokens_B: How many tokens settle the weights of each row.
-        averaged: The weights of an average and its parameters: the one built last.
+        averaged: The weights of an average and its parameters: the one built last, for the next call of a generation. A
+            cache that is handed back for the first time, or by `generate`, holds none.
     """
 
     def __init__(self, members: Any = ()):
@@ -105,13 +93,15 @@ class SoupCache(Cache):
         """Tell that there is no limit."""
         return -1
 
-    def append(self, later: Context) -> Context:
-        """Add the tokens of a call and return all."""
+    def append(self, ids_BT: torch.Tensor, real_BT: torch.Tensor, position_ids: torch.Tensor | None) -> Context:
+        """Add the tokens of a call and return all. Without positions each column is its own, as in any model."""
+        start = self.get_seq_length()
+        if position_ids is None:
+            position_ids = torch.arange(start, start + ids_BT.shape[1], device=ids_BT.device).unsqueeze(0)
+        later = Context(ids_BT, real_BT, position_ids.expand(ids_BT.shape))
         if self.context is None:
-            self.weights, self.rows = [None] * len(later.ids_BC), [None] * len(later.ids_BC)
-            self.context = later
-        else:
-            self.context = self.context.followed_by(later)
+            self.weights, self.rows = [None] * len(ids_BT), [None] * len(ids_BT)
+        self.context = later if self.context is None else self.context.followed_by(later)
         return self.context
 
     def activate_past_recording(self) -> None:

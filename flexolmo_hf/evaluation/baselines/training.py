@@ -10,7 +10,7 @@ from flexolmo_hf.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of a training run, with the paper's values as defaults (arXiv 2507.07024).
+    """Settings of a training run; rate, sequence and losses are the paper's unless said (arXiv 2507.07024).
 
     Models that are compared are trained with the same settings, whatever their trainer. The length of the run is given
     as `tokens`, as `steps`, or as passes over the text.

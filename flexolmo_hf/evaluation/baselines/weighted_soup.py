@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.evaluation.baselines.costs import Cost
 from flexolmo_hf.evaluation.baselines.member_weights import (
     check_weighting,
     log_weights,
@@ -25,8 +26,8 @@ from flexolmo_hf.evaluation.baselines.member_weights import (
     predicted_by,
     token_log_likelihood,
 )
-from flexolmo_hf.evaluation.baselines.members import Cost, MembersConfig, MembersForCausalLM, mask_of
-from flexolmo_hf.evaluation.baselines.soup import weighted_mean
+from flexolmo_hf.evaluation.baselines.members import MembersConfig, MembersForCausalLM, mask_of
+from flexolmo_hf.evaluation.baselines.soup import differing_settings, weighted_mean
 from flexolmo_hf.evaluation.baselines.soup_cache import Context, SoupCache
 from flexolmo_hf.modeling.arguments import known_arguments, refuse_unknown
 
@@ -78,9 +79,15 @@ class WeightedSoupForCausalLM(MembersForCausalLM):
                 "The members have parameters of different names or shapes.",
                 "Only models of one architecture can be averaged: train them from the same one.",
             )
+        for name, member in self.named_members()[1:]:
+            if differences := differing_settings(self.members[0].config, member.config):
+                raise ConfigurationError(
+                    f"Member {name!r} cannot be averaged with the first; they differ in {'; '.join(differences[:4])}.",
+                    "Average models that were trained from the same one.",
+                )
 
     def cost(self) -> Cost:
-        """Return what a token costs; an average is built for each row, or for several that follow with the same."""
+        """Return what a token costs. In a batch whose rows differ, each call builds an average for each row anew."""
         sizes = self.member_parameters()
         return Cost(
             parameters=sum(sizes) + sizes[0],
@@ -134,15 +141,27 @@ class WeightedSoupForCausalLM(MembersForCausalLM):
         wanted = given is not None or (self.config.use_cache and labels is None if use_cache is None else use_cache)
         cache = SoupCache() if given is None else given
         self._settle(cache, weight_tokens, input_ids)
-        positions = None if position_ids is None else position_ids.expand(input_ids.shape)
-        context = cache.append(Context(input_ids, real_BT, positions))
+        context = cache.append(input_ids, real_BT, position_ids)
         self._settle_weights(cache, context)
-        kept = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else input_ids.shape[1]
+        kept = input_ids.shape[1]
+        if isinstance(logits_to_keep, int) and logits_to_keep:
+            kept = min(kept, logits_to_keep)
         logits_BTV = self._logits(cache, context, new=input_ids.shape[1], kept=kept, keep_cache=wanted)
         if isinstance(logits_to_keep, torch.Tensor):
             logits_BTV = logits_BTV[:, logits_to_keep]
+        if given is None:
+            # Whoever keeps what is returned does not keep a model with it.
+            cache.averaged = None
         loss = None if labels is None else self.loss_function(logits_BTV, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=cache if wanted else None)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as upstream does; neither a cache that was given nor one that is returned keeps an average."""
+        made = super().generate(*args, **kwargs)
+        for cache in (kwargs.get("past_key_values"), getattr(made, "past_key_values", None)):
+            if isinstance(cache, SoupCache):
+                cache.averaged = None
+        return made
 
     def member_weights(
         self,
@@ -159,7 +178,7 @@ class WeightedSoupForCausalLM(MembersForCausalLM):
         """
         cache = SoupCache()
         self._settle(cache, weight_tokens, input_ids)
-        context = cache.append(Context(input_ids, mask_of(input_ids, attention_mask), None))
+        context = cache.append(input_ids, mask_of(input_ids, attention_mask), None)
         self._settle_weights(cache, context)
         equal_M = self._equal_weights(input_ids.device)
         return torch.stack([equal_M if weights_M is None else weights_M for weights_M in cache.weights])

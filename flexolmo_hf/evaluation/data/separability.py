@@ -57,12 +57,14 @@ def separability(
         judged: Split whose texts are judged.
 
     Raises:
-        ConfigurationError: If the corpus has fewer than two domains.
+        ConfigurationError: If the corpus has fewer than two domains, or no texts are asked for.
         CheckpointNotFoundError, MissingExtraError: If the encoder cannot be had.
     """
     domains = corpus.domains
     if len(domains) < 2:
         raise ConfigurationError(f"The corpus has {len(domains)} domain.", "Build two or more to tell them apart.")
+    if documents < 1:
+        raise ConfigurationError(f"{documents} texts tell nothing.", "Ask for one or more per domain.")
     known = [_spread(corpus.documents(domain, learnt), documents) for domain in domains]
     asked = [_spread(corpus.documents(domain, judged), documents) for domain in domains]
     encode = _tfidf([text for texts in known for text in texts]) if encoder is None else open_encoder(encoder)

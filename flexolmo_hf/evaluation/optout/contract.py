@@ -14,6 +14,7 @@ A contract is YAML. Changes are in percent of the bits per byte with all experts
 """
 
 import difflib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -75,8 +76,11 @@ class Contract:
             raise ConfigurationError(f"There is no contract {path.name!r}.", "Write one with --write-contract.")
         try:
             found = yaml.safe_load(path.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise DamagedFileError(path.name, "it is not YAML") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = "" if mark is None else f" from line {mark.line + 1} on"
+            # The cause would quote the file.
+            raise DamagedFileError(path.name, f"it is not YAML{where}") from None
         return _read(found)
 
     @classmethod
@@ -85,10 +89,21 @@ class Contract:
 
         Args:
             matrix: The measurement.
-            margin: Percent by which each value may be missed.
+            margin: How far each value may be missed: a change by so many percentage points, bits per byte with all
+                experts by so many percent.
+
+        Raises:
+            ConfigurationError: If the margin is below 0, or a measured value is not a number.
         """
+        refuse_margin(margin)
+        for label, by_data in matrix.documents.items():
+            if odd := [data for data in by_data if not math.isfinite(matrix.bits(label, data))]:
+                raise ConfigurationError(
+                    f"The bits per byte of {odd[0]!r}, {label}, are no number.",
+                    "No contract can be written: look for the weights that are NaN or infinite.",
+                )
         experts = {name: _measured_terms(matrix, name, margin) for name in matrix.experts}
-        highest = {data: round(matrix.bits(ALL, data) * (1 + margin / 100), 4) for data in matrix.data}
+        highest = {data: _up(matrix.bits(ALL, data) * (1 + margin / 100), 4) for data in matrix.data}
         return cls(experts=experts, bits_per_byte={ALL: highest})
 
     def save(self, file: str | os.PathLike) -> None:
@@ -125,6 +140,11 @@ class Contract:
             UnknownExpertError: If it speaks of an expert that the model does not have.
         """
         parse_expert_set(list(self.experts) or None, experts)
+        if self.experts.get(PUBLIC, Terms()).public_changes is not None:
+            raise ConfigurationError(
+                f"The contract's experts: {PUBLIC} has public_changes, and the public data are its own.",
+                "Write own_loses, the least by which they get worse.",
+            )
         found = [demand for name in experts for demand in self._of_expert(name, experts, data)]
         for label, highest in self.bits_per_byte.items():
             row = _row(label, experts)
@@ -183,6 +203,16 @@ def refuse_existing(file: str | os.PathLike) -> Path:
     return path
 
 
+def refuse_margin(margin: float) -> None:
+    """Refuse a margin with which a contract would be broken by what it was written from.
+
+    Raises:
+        ConfigurationError: If it is below 0, or not a number.
+    """
+    if not 0 <= margin < math.inf:
+        raise ConfigurationError(f"margin is {margin:g}.", "Give the percent that may be missed, 0 or more.")
+
+
 def _row(label: str, experts: Sequence[str]) -> str:
     """Read a set as a contract writes it: a row's label, or names joined by ``+``."""
     rows = opt_out_sets(experts)
@@ -202,10 +232,16 @@ def _measured_terms(matrix: OptOutMatrix, name: str, margin: float) -> Terms:
     changes = {data: matrix.change(matrix.without(name), data).value * 100 for data in matrix.data}
     own, public = changes.pop(name, None), changes.pop(PUBLIC, None)
     return Terms(
-        own_loses=None if own is None else round(own - margin, 2),
-        others_change=round(max(map(abs, changes.values())) + margin, 2) if changes else None,
-        public_changes=None if public is None else round(abs(public) + margin, 2),
+        own_loses=None if own is None else -_up(margin - own, 2),
+        others_change=_up(max(map(abs, changes.values())) + margin, 2) if changes else None,
+        public_changes=None if public is None else _up(abs(public) + margin, 2),
     )
+
+
+def _up(value: float, digits: int) -> float:
+    """Round up, so that what has been measured keeps the contract even without a margin."""
+    # What binary fractions add behind the ninth digit is not part of the number.
+    return math.ceil(round(value * 10**digits, 9 - digits)) / 10**digits
 
 
 def _said(terms: Terms) -> dict[str, float]:
@@ -216,26 +252,35 @@ def _read(found: Any) -> Contract:
     said = _mapping(found, "The contract", [part.name for part in fields(Contract)])
     decided_by = said.get("decided_by", INTERVAL)
     if decided_by not in (INTERVAL, VALUE):
-        raise ConfigurationError(f"decided_by is {decided_by!r}.", f"Write {INTERVAL} or {VALUE}.")
-    experts = _mapping(said.get("experts"), "experts")
-    by_set = _mapping(said.get("bits_per_byte"), "bits_per_byte")
+        raise ConfigurationError(f"The contract's decided_by is {decided_by!r}.", f"Write {INTERVAL} or {VALUE}.")
+    experts = _mapping(said.get("experts"), "The contract's experts")
+    by_set = _mapping(said.get("bits_per_byte"), "The contract's bits_per_byte")
     return Contract(
-        each=_terms(said.get("each"), "each"),
-        experts={name: _terms(terms, f"experts: {name}") for name, terms in experts.items()},
-        bits_per_byte={label: _numbers(highest, f"bits_per_byte: {label}") for label, highest in by_set.items()},
+        each=_terms(said.get("each"), "The contract's each"),
+        experts={name: _terms(terms, f"The contract's experts: {name}") for name, terms in experts.items()},
+        bits_per_byte={
+            label: _numbers(highest, f"The contract's bits_per_byte: {label}") for label, highest in by_set.items()
+        },
         decided_by=decided_by,
     )
 
 
 def _terms(found: Any, where: str) -> Terms:
-    return Terms(**_numbers(found, where, [part.name for part in fields(Terms)]))
+    said = _numbers(found, where, [part.name for part in fields(Terms)])
+    for key in ("others_change", "public_changes"):
+        if said.get(key, 0.0) < 0:
+            raise ConfigurationError(
+                f"{where} has {key}: {said[key]:g}, and no change is smaller than 0.",
+                "Write the largest change either way, 0 or more.",
+            )
+    return Terms(**said)
 
 
 def _numbers(found: Any, where: str, known: Sequence[str] | None = None) -> dict[str, float]:
     said = _mapping(found, where, known)
     for key, value in said.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise ConfigurationError(f"{where} has {key}: {value!r} in the contract.", "Write a number.")
+            raise ConfigurationError(f"{where} has {key}: {value!r}.", "Write a number.")
     return {key: float(value) for key, value in said.items()}
 
 
@@ -243,7 +288,10 @@ def _mapping(found: Any, where: str, known: Sequence[str] | None = None) -> dict
     if found is None:
         return {}
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
-        raise ConfigurationError(f"{where} is no list of names with values.", "See the manual for the form.")
+        raise ConfigurationError(
+            f"{where} is no list of names with values.",
+            "Write it as `name: value` lines, as docs/evaluation/optout.md shows.",
+        )
     for key in found:
         if known is not None and key not in known:
             close = difflib.get_close_matches(key, known, n=1)

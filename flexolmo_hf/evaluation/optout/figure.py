@@ -8,10 +8,13 @@ from flexolmo_hf.evaluation.figures import DIVERGING, figure, save
 from flexolmo_hf.evaluation.optout.matrix import ALL, OptOutMatrix
 
 _CELL = 0.75, 0.42
-_MARGIN = 2.6, 1.7
+_MARGIN = 2.6, 1.8
+# Title and legend are to fit beside one column too.
+_LEAST_WIDTH = 6.0
 _LEGEND = (
     "data, and bits per byte with all experts\n"
-    "framed: data named after an expert that is left out; in parentheses: the 95 % interval holds 0"
+    "framed: data named after an expert that is left out\n"
+    "in parentheses: the 95 % interval holds 0"
 )
 
 
@@ -35,7 +38,7 @@ def draw(matrix: OptOutMatrix, path: str | os.PathLike) -> Path:
     percent = [[change.value * 100 for change in row] for row in changes]
     # The same distance to both sides, so that no change has the middle's colour.
     most = max((abs(value) for row in percent for value in row if value == value), default=0.0) or 1.0
-    width = _MARGIN[0] + _CELL[0] * len(matrix.data)
+    width = max(_LEAST_WIDTH, _MARGIN[0] + _CELL[0] * len(matrix.data))
     height = _MARGIN[1] + _CELL[1] * len(labels)
     with figure(width, height) as (drawn, axes):
         image = axes.imshow(percent, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")

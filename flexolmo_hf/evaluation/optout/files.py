@@ -1,15 +1,15 @@
 """The opt-out matrix of a checkpoint and files of data, as the command line asks for it."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from flexolmo_hf.errors import ConfigurationError
-from flexolmo_hf.evaluation.models import load_for_evaluation
+from flexolmo_hf.evaluation.models import load_mixture, read_device, read_dtype
 from flexolmo_hf.evaluation.optout.contract import Contract
-from flexolmo_hf.evaluation.optout.matrix import OptOutMatrix, opt_out_matrix
+from flexolmo_hf.evaluation.optout.matrix import OptOutMatrix, not_empty, opt_out_matrix
+from flexolmo_hf.evaluation.windows import refuse_sizes
 from flexolmo_hf.routing.texts import read_texts
 
 
@@ -62,10 +62,12 @@ def opt_out_files(
         FlexOlmoError: The kind that fits, if the model, the data or a setting is refused.
     """
     reading = Reading() if reading is None else reading
-    # The data first: they are read faster than a model is loaded.
-    texts = {name: _texts(place, reading) for name, place in data.items()}
-    loaded: Any
-    loaded, tokenizer = load_for_evaluation(
+    # Settings and data first: they are read faster than a model is loaded.
+    refuse_sizes(reading.max_length, reading.batch_size)
+    read_dtype(reading.dtype)
+    read_device(reading.device)
+    texts = not_empty({name: _texts(place, reading) for name, place in data.items()})
+    loaded, tokenizer = load_mixture(
         str(model), active_experts=reading.experts, dtype=reading.dtype, device=reading.device
     )
     subsets = list(reading.subsets)
@@ -87,5 +89,4 @@ def opt_out_files(
 def _texts(place: str | os.PathLike, reading: Reading) -> list[str]:
     if reading.limit is not None and reading.limit < 1:
         raise ConfigurationError(f"limit is {reading.limit}.", "Measure at least 1 document of each data set.")
-    found: Iterable[str] = (text for text in read_texts([place], field=reading.field) if text)
-    return list(islice(found, reading.limit))
+    return list(islice(filter(None, read_texts([place], field=reading.field)), reading.limit))

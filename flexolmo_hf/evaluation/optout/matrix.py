@@ -10,7 +10,13 @@ from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError, UnknownExpe
 from flexolmo_hf.evaluation.bits_per_byte import BitsPerByte, bits_of_windows, together
 from flexolmo_hf.evaluation.intervals import Interval, bootstrap, bootstrap_change
 from flexolmo_hf.evaluation.optout.sharing import shared_first_layer
-from flexolmo_hf.evaluation.windows import Window, batched_by_length, cut_into_windows
+from flexolmo_hf.evaluation.windows import (
+    Window,
+    batched_by_length,
+    cut_into_windows,
+    refuse_one_string,
+    refuse_sizes,
+)
 from flexolmo_hf.modeling.adapters import has_adapters
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.names import parse_expert_set
@@ -33,8 +39,9 @@ class Change:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return 0 not in self.interval
+        """Whether the interval lies wholly on one side of 0."""
+        # An end that is not a number lies nowhere.
+        return self.interval.low > 0 or self.interval.high < 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,25 +137,15 @@ def opt_out_matrix(
 
     Raises:
         NotFlexOlmoError: If the model has no named experts.
-        ConfigurationError: If there is nothing to score, only one expert and no subset, or a size is too small.
+        ConfigurationError: If there is nothing to score, only one expert is in force, or a size is too small.
         UnknownExpertError, DuplicateExpertError, EmptyExpertSetError, ExpertTypeError: If a subset is none of the
             experts in force.
     """
     if not isinstance(model, ExpertSets):
         raise NotFlexOlmoError(model.config.model_type)
     sets = opt_out_sets(model.active_experts, subsets)
-    if max_length < 2 or batch_size < 1:
-        raise ConfigurationError(
-            f"max_length={max_length} and batch_size={batch_size} leave nothing to score.",
-            "A window needs at least 2 tokens (one is context), a batch at least 1 window.",
-        )
-    documents = {name: [text for text in texts if text] for name, texts in data.items()}
-    if not documents or not all(documents.values()):
-        empty = [name for name, texts in documents.items() if not texts]
-        raise ConfigurationError(
-            f"There is nothing to score{f' in {empty}' if empty else ''}.",
-            "Give at least one document that is not empty for each data set.",
-        )
+    refuse_sizes(max_length, batch_size)
+    documents = not_empty(data)
     batches = {name: _cut(tokenizer, texts, max_length, batch_size) for name, texts in documents.items()}
     steps = _Steps(len(sets) * sum(map(len, batches.values())), progress)
     measured = {name: _measure(model, sets, batches[name], texts, steps) for name, texts in documents.items()}
@@ -158,11 +155,29 @@ def opt_out_matrix(
     return OptOutMatrix(sets, by_set, max_length, keys)
 
 
+def not_empty(data: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Leave out empty documents.
+
+    Raises:
+        ConfigurationError: If there is no data set, one has no document left, or is one string.
+    """
+    for name, texts in data.items():
+        refuse_one_string(texts, f" of {name!r}")
+    documents = {name: [text for text in texts if text] for name, texts in data.items()}
+    if not documents or not all(documents.values()):
+        empty = [name for name, texts in documents.items() if not texts]
+        raise ConfigurationError(
+            f"There is nothing to score{f' in {empty}' if empty else ''}.",
+            "Give at least one document that is not empty for each data set.",
+        )
+    return documents
+
+
 def opt_out_sets(experts: Sequence[str], subsets: Iterable[str | Sequence[str]] | None = None) -> dict[str, list[str]]:
     """List the rows of a matrix: all experts, all but each one, and chosen subsets; each set once.
 
     Raises:
-        ConfigurationError: If there is one expert and no subset.
+        ConfigurationError: If there is one expert only.
         UnknownExpertError, DuplicateExpertError, EmptyExpertSetError, ExpertTypeError: If a subset is none of these
             experts.
     """

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from flexolmo_hf.errors import ConfigurationError
-from flexolmo_hf.evaluation.windows import Window, cut_into_windows, padded
+from flexolmo_hf.evaluation.windows import Window, cut_into_windows, padded, refuse_one_string
 
 # Windows of similar length share a batch; the more are sorted at once, the less padding there is.
 _BATCHES_SORTED_AT_ONCE = 16
@@ -41,8 +41,7 @@ class Documents:
     """
 
     def __init__(self, domain: str, texts: Iterable[str]):
-        if isinstance(texts, (str, bytes)):
-            raise ConfigurationError(f"The texts of domain {domain!r} are one string.", "Give a list of documents.")
+        refuse_one_string(texts, f" of domain {domain!r}")
         self.domain, self.texts, self.read = domain, texts, 0
 
     def __iter__(self) -> Iterator[str]:

@@ -6,18 +6,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.utils import tqdm
-from transformers import AutoTokenizer
 
 from flexolmo_hf._extras import require
 from flexolmo_hf._folder import new_folder, refuse_nonempty
 from flexolmo_hf.errors import ConfigurationError, DamagedFileError
+from flexolmo_hf.evaluation.models import load_mixture, read_device, read_dtype
 from flexolmo_hf.evaluation.routing_shares.page import text_page
 from flexolmo_hf.evaluation.routing_shares.report import write_report
 from flexolmo_hf.evaluation.routing_shares.result import RoutingShares
-from flexolmo_hf.evaluation.routing_shares.shares import routing_shares
-from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
+from flexolmo_hf.evaluation.routing_shares.shares import no_text, routing_shares
 from flexolmo_hf.routing.texts import read_texts
 
 #: The one file of the folder that holds text.
@@ -55,22 +53,23 @@ def shares_of_files(
         The shares.
 
     Raises:
-        FlexOlmoError: If anything given is not what it should be; of files, before anything is measured.
+        FlexOlmoError: If anything given is not what it should be. Files that are not there or hold no text are refused
+            before anything is measured, a damaged line when it is read.
     """
     if html_text is not None and output is None:
-        raise ConfigurationError("A page was asked for and has no place.", "Name an output folder too.")
+        raise ConfigurationError("A page was asked for and has no place.", "Name an output folder too (--output).")
     if limit is not None and limit < 1:
         raise ConfigurationError(f"limit is {limit}.", "Give the number of documents, at least 1.")
     if output is not None:
         require("eval", "matplotlib")
         refuse_nonempty(output)
     text = None if html_text is None else _read(Path(html_text))
-    for place in data.values():
-        next(read_texts([place], field=field), None)
-    model = FlexOlmoForCausalLM.from_pretrained(
-        checkpoint, dtype=_dtype(dtype), **({} if active_experts is None else {"active_experts": active_experts})
-    ).to(_device(device))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    read_dtype(dtype)
+    read_device(device)
+    for domain, place in data.items():
+        if not any(read_texts([place], field=field)):
+            raise no_text(domain)
+    model, tokenizer = load_mixture(checkpoint, active_experts=active_experts, dtype=dtype, device=device)
     page = None if text is None else text_page(model, tokenizer, text)
     texts = {domain: _documents(domain, place, field, limit) for domain, place in data.items()}
     shares = routing_shares(model, tokenizer, texts, **sizes)
@@ -96,17 +95,3 @@ def _read(file: Path) -> str:
         raise DamagedFileError(file.name, "it is not UTF-8") from None
     except OSError:
         raise ConfigurationError(f"The text {file.name!r} cannot be read.", "Give a file that exists.") from None
-
-
-def _dtype(name: str) -> Any:
-    dtype = name if name == "auto" else getattr(torch, name, None)
-    if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ConfigurationError(f"There is no dtype {name!r}.", "Give auto, float32, bfloat16 or float16.")
-    return dtype
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ConfigurationError(f"There is no device {name!r}.", "Give one such as cpu or cuda:0.") from None

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from flexolmo_hf.evaluation.routing_shares.figures import NAMES, draw_shares
@@ -40,7 +41,7 @@ def table(shares: RoutingShares, kind: Kind = "weight") -> Table:
     for row, (domain, by_expert) in enumerate(shares.table(kind).items()):
         highest = max(by_expert.values())
         cells = [f"[bold]{share:.1%}[/bold]" if share == highest else f"{share:.1%}" for share in by_expert.values()]
-        found.add_row(_plain(domain), *cells, f"{shares.entropy[row].mean():.2f}", f"{shares.tokens[row]:,}")
+        found.add_row(escape(domain), *cells, f"{shares.entropy[row].mean():.2f}", f"{shares.tokens[row]:,}")
     return found
 
 
@@ -113,8 +114,3 @@ def _grid(header: list[str], rows: list[list[str]]) -> str:
 
 def _capital(words: str) -> str:
     return words[0].upper() + words[1:]
-
-
-def _plain(name: str) -> str:
-    # A name that looks like markup is shown as it is.
-    return name.replace("[", "\\[")

@@ -155,9 +155,14 @@ class RoutingShares:
         """Read what `save` wrote.
 
         Raises:
-            DamagedFileError: If it is no such file.
+            ConfigurationError: If there is no file.
+            DamagedFileError: If it holds something else.
         """
         path = Path(file)
+        if not path.is_file():
+            raise ConfigurationError(
+                f"There are no routing shares {path.name!r}.", "Give the routing_shares.json of a report."
+            )
         try:
             found = json.loads(path.read_text("utf8"))
             given = {entry.name: found[entry.name] for entry in fields(cls)}

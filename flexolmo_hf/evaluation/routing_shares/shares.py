@@ -12,6 +12,7 @@ from flexolmo_hf.evaluation.routing_shares.batches import Documents, batches
 from flexolmo_hf.evaluation.routing_shares.one_set import one_set
 from flexolmo_hf.evaluation.routing_shares.result import RoutingShares
 from flexolmo_hf.evaluation.routing_shares.tally import Tally, buckets
+from flexolmo_hf.evaluation.windows import refuse_sizes
 
 
 def routing_shares(
@@ -50,7 +51,11 @@ def routing_shares(
     selection = one_set(model, active_experts)
     used = min(model.config.num_experts_per_tok, selection.widest)
     top_k = used if top_k is None else top_k
-    _refuse_sizes(max_length, batch_size, top_k, used)
+    refuse_sizes(max_length, batch_size)
+    if not 1 <= top_k <= used:
+        raise ConfigurationError(
+            f"top_k is {top_k}.", f"Give a number from 1 to {used}, as many experts as each token uses here."
+        )
     if not texts:
         raise ConfigurationError("There is no domain to measure.", "Give documents of at least one.")
     experts = list(selection.names[0])
@@ -64,23 +69,16 @@ def routing_shares(
             ).weights
             tally.add(found, batch.position)
         if not tally.tokens.sum():
-            raise ConfigurationError(f"Domain {domain!r} has no text.", "Give at least one document that is not empty.")
+            raise no_text(domain)
         tallies.append(tally)
         documents.append(of_domain.read)
     public = model.config.expert_names[0]
     return _shares(tallies, documents, experts, public if public in experts else None, max_length)
 
 
-def _refuse_sizes(max_length: int, batch_size: int, top_k: int, used: int) -> None:
-    if max_length < 2 or batch_size < 1:
-        raise ConfigurationError(
-            f"max_length={max_length} and batch_size={batch_size} leave nothing to measure.",
-            "A window needs at least 2 tokens (one is context), a batch at least 1 window.",
-        )
-    if not 1 <= top_k <= used:
-        raise ConfigurationError(
-            f"top_k is {top_k}.", f"Give a number from 1 to {used}, as many experts as each token uses here."
-        )
+def no_text(domain: str) -> ConfigurationError:
+    """Make the error of a domain without text."""
+    return ConfigurationError(f"Domain {domain!r} has no text.", "Give at least one document that is not empty.")
 
 
 def _shares(

@@ -109,7 +109,6 @@ def load_tasks(manager: TaskManager, names: Sequence[str], *, allow_code: bool =
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
 
 
@@ -140,6 +139,9 @@ def run_tasks(
     """
     from lm_eval.evaluator import evaluate
 
+    # Each set of experts is shown the same examples: drawing them moves the tasks' own generators on.
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
     # `load_tasks` has refused what may not be executed.
     found = evaluate(model, dict(loaded), limit=limit, log_samples=False, confirm_run_unsafe_code=True)
     assert found is not None, "only the first of several processes gets results"

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from flexolmo_hf.errors import ConfigurationError
 
-# A number at the very beginning, alone or followed by words; "4/5" and "4 out of 5" are 4.
+# A number at the very beginning, alone or followed by words; "4/5" and "4 out of 5" are 4, "2-3" is none.
 _RATING = re.compile(
-    r"\W*(?:(?:rating|score|answer|grade)\W*(?:is\W*)?)?(?<!-)(\d+)(?![\d.,]*\d)(?:\s*(?:/|out of)\s*(\d+))?",
+    r"\W*(?:(?:rating|score|answer|grade)\W*(?:is\W*)?)?(?<!-)(\d+)(?![\d.,]*\d|\s*(?:[-–]|to|or)\s*\d)"
+    r"(?:\s*(?:/|out of)\s*(\d+))?",
     re.IGNORECASE,
 )
 
@@ -91,9 +92,10 @@ class Judge:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | None = None, dtype: Any = "auto") -> "Judge":
-        """Load a judge from a folder or repository."""
+        """Load a judge from a folder or repository; without a device, to the accelerator if there is one."""
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device or "cpu")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model, tokenizer, Path(path).name)
 
     @torch.no_grad()

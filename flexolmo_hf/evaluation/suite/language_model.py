@@ -24,7 +24,6 @@ from flexolmo_hf.modeling.expert_sets import ExpertSets
 _KNOWN = (
     "pretrained",
     "active_experts",
-    "add_bos_token",
     "attn_implementation",
     "batch_size",
     "batch_tokens",

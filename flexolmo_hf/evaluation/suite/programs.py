@@ -3,12 +3,31 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# The tests of MBPP+ and HumanEval+ compare numbers by numpy, which the sandbox has not: this is what they use of it.
+_NUMPY = """
+import math, sys, types
+
+def assert_allclose(actual, desired, rtol=1e-07, atol=0):
+    if isinstance(actual, (list, tuple)) or isinstance(desired, (list, tuple)):
+        assert len(actual) == len(desired)
+        for pair in zip(actual, desired):
+            assert_allclose(*pair, rtol, atol)
+    elif actual != desired and not (math.isnan(actual) and math.isnan(desired)):
+        assert abs(actual - desired) <= atol + rtol * abs(desired)
+
+numpy, testing = types.ModuleType("numpy"), types.ModuleType("numpy.testing")
+testing.assert_allclose = assert_allclose
+numpy.testing, numpy.inf, numpy.nan = testing, math.inf, math.nan
+numpy.ndarray, numpy.float64, numpy.float32 = (type(name, (), {}) for name in ("ndarray", "float64", "float32"))
+sys.modules |= {"numpy": numpy, "numpy.testing": testing}
+"""
+
 
 def score_mbpp(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Run a program for MBPP or MBPP+, whose longer tests stand in ``test``."""
     imports = "\n".join(doc.get("test_imports") or [])
     setup = doc.get("test_setup_code") or ""
-    tests = doc.get("test") or "\n".join([*doc["test_list"], *(doc.get("challenge_test_list") or [])])
+    tests = doc.get("test") or "\n".join(doc["test_list"])
     return _passes("\n".join([imports, setup, results[0], tests]))
 
 
@@ -20,7 +39,8 @@ def score_humaneval(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
 def _passes(program: str) -> dict[str, float]:
     from flexolmo_hf.evaluation.suite.sandbox import run_python
 
-    return {"pass_at_1": float(run_python(program).passed)}
+    stand_in = f"exec({_NUMPY!r}, {{}})\n" if "import numpy" in program else ""
+    return {"pass_at_1": float(run_python(stand_in + program).passed)}
 
 
 #: What executes programs in the sandbox and nowhere else.

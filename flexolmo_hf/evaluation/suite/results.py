@@ -152,7 +152,8 @@ class SuiteResult:
         from flexolmo_hf.evaluation.suite.table import markdown
 
         with new_folder(folder) as place:
-            (place / "results.json").write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+            page = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+            (place / "results.json").write_text(page + "\n", encoding="utf-8")
             (place / "results.md").write_text(markdown(self), encoding="utf-8")
             plot_results(self, place / "results.png")
         return Path(folder)

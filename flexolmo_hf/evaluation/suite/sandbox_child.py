@@ -1,7 +1,8 @@
 """What runs a program in the sandbox: it gives up all rights, and only then turns to the program.
 
 It stands alone: `sandbox` starts it in an isolated interpreter. The first three lines of its input are the word that
-opens its answer, megabytes and seconds; the rest is the program. The order below matters: limits, files, system calls.
+opens its answer, megabytes and seconds; the rest is the program. The order below matters: limits, capabilities, files,
+system calls.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import sysconfig
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_NEW_PRIVILEGES, _SECCOMP, _DEATH_SIGNAL = 38, 22, 1
+_CAPABILITIES = 0x20080522
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 
 # Landlock's rights to files, by the version that brought them, and the two that reading takes.
@@ -21,33 +23,47 @@ _RIGHTS = {1: 2**13 - 1, 2: 2**14 - 1, 3: 2**15 - 1, 5: 2**16 - 1}
 _READ = 1 << 2 | 1 << 3
 
 # By machine: the kernel's name of it, and the calls that reach the network, other processes or the system, or change
-# what Landlock does not watch: owners, modes, times. Shared memory outlives its process and escapes its limits.
+# what Landlock does not watch: owners, modes, times. Shared memory outlives its process, escapes its limits, and may be
+# another's. Last come clone and fcntl, whose arguments decide.
 _MACHINES = {
     "x86_64": (
         0xC000003E,
-        # socket, socketpair, io_uring_setup; fork, vfork, execve, execveat
-        [41, 53, 425, 57, 58, 59, 322]
-        # kill, tkill, tgkill, pidfd_*; ptrace, process_vm_*; prlimit64, setpriority
-        + [62, 200, 234, 424, 434, 438, 101, 310, 311, 302, 141]
+        # socket, socketpair; fork, vfork, execve, execveat
+        [41, 53, 57, 58, 59, 322]
+        # kill, tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo; ptrace, process_vm_*, kcmp
+        + [62, 200, 234, 129, 297, 101, 310, 311, 312]
+        # prlimit64, prctl; setpriority, ioprio_set, sched_set*, migrate_pages, move_pages: of any process
+        + [302, 157, 141, 251, 142, 144, 203, 314, 256, 279]
         # unshare, setns, mount, bpf, add_key, request_key, keyctl, userfaultfd, perf_event_open
         + [272, 308, 165, 321, 248, 249, 250, 323, 298]
-        # shmget, msgget, semget, memfd_create, mq_open
-        + [29, 68, 64, 319, 240]
+        # shm*, sem*, msg*, mq_open, mq_unlink, memfd_create
+        + [29, 30, 31, *range(64, 72), 220, 240, 241, 319]
+        # inotify_init, inotify_init1, fanotify_init, name_to_handle_at, open_by_handle_at
+        + [253, 294, 300, 303, 304]
         # chmod, chown, utime, setxattr, removexattr and their kin; truncate
-        + [90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, 76],
+        + [90, 91, 268, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, 76],
         56,
+        72,
     ),
     "aarch64": (
         0xC00000B7,
-        [198, 199, 425, 221, 281]
-        + [129, 130, 131, 424, 434, 438, 117, 270, 271, 261, 140]
+        [198, 199, 221, 281]
+        + [129, 130, 131, 138, 240, 117, 270, 271, 272]
+        + [261, 167, 140, 30, 118, 119, 122, 274, 238, 239]
         + [97, 268, 40, 280, 217, 218, 219, 282, 241]
-        + [194, 186, 190, 279, 180]
-        + [52, 53, 452, 54, 55, 88, 5, 6, 7, 14, 15, 16, 45],
+        + [*range(186, 198), 180, 181, 279]
+        + [26, 262, 264, 265]
+        + [52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16, 45],
         220,
+        25,
     ),
 }
-_CLONE3, _THREAD = 435, 0x10000
+# From here on the numbers are those of younger calls, the same on all machines (io_uring, pidfd, mounts, clone3); from
+# 2^30 on, of another way to make the old ones. Libraries do without any of them.
+_YOUNGER = 424
+_THREAD = 0x10000
+# F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY: by these a file sends signals, to any process.
+_SIGNALLING = (8, 10, 15, 1024, 1026)
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _EPERM, _ENOSYS = 1, 38
 _LOAD, _EQUAL, _AT_LEAST, _HAS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -61,6 +77,9 @@ def _confine(megabytes: int, seconds: int) -> None:
     _limit(megabytes, seconds)
     if _LIBC.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
         raise _Unconfined("privileges cannot be given up")
+    # Of an administrator, whom the kernel would let load modules, set clocks and change the root folder.
+    if _LIBC.capset(struct.pack("=Ii", _CAPABILITIES, 0), bytes(24)):
+        raise _Unconfined("capabilities cannot be given up")
     _close_files()
     _close_calls()
 
@@ -73,7 +92,8 @@ def _limit(megabytes: int, seconds: int) -> None:
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_NPROC: 64,
+        # Counts all that the user runs, not the program's threads alone.
+        resource.RLIMIT_NPROC: 4096,
     }
     for kind, value in limits.items():
         _, most = resource.getrlimit(kind)
@@ -124,20 +144,26 @@ def _close_calls() -> None:
         raise _Unconfined("the kernel has no seccomp filters")
 
 
-def _steps(kind: int, refused: list[int], clone: int) -> list[tuple[int, int, int, int]]:
+def _steps(kind: int, refused: list[int], clone: int, fcntl: int) -> list[tuple[int, int, int, int]]:
     # Each step: what to do, how many to skip if it holds, and if not, and with what.
     steps = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, kind), (_RETURN, 0, 0, _KILL)]
-    # Numbers from 2^30 on are another way to make the same calls.
-    steps += [(_LOAD, 0, 0, 0), (_AT_LEAST, 0, 1, 1 << 30), (_RETURN, 0, 0, _REFUSE | _EPERM)]
+    steps += [(_LOAD, 0, 0, 0), (_AT_LEAST, 0, 1, _YOUNGER), (_RETURN, 0, 0, _REFUSE | _ENOSYS)]
     for number in refused:
         steps += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE | _EPERM)]
-    # Its argument cannot be looked into; callers then use the older call, which may only make threads.
-    steps += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _REFUSE | _ENOSYS)]
-    steps += [(_EQUAL, 0, 3, clone), (_LOAD, 0, 0, 16), (_HAS, 1, 0, _THREAD), (_RETURN, 0, 0, _REFUSE | _EPERM)]
+    # It may only make threads.
+    steps += [(_EQUAL, 0, 4, clone), (_LOAD, 0, 0, 16), (_HAS, 1, 0, _THREAD), (_RETURN, 0, 0, _REFUSE | _EPERM)]
+    steps += [(_RETURN, 0, 0, _ALLOW)]
+    signalling = [
+        step for command in _SIGNALLING for step in ((_EQUAL, 0, 1, command), (_RETURN, 0, 0, _REFUSE | _EPERM))
+    ]
+    steps += [(_EQUAL, 0, 1 + len(signalling), fcntl), (_LOAD, 0, 0, 24), *signalling]
     return [*steps, (_RETURN, 0, 0, _ALLOW)]
 
 
 def _ending(program: str) -> str:
+    if hasattr(sys, "set_int_max_str_digits"):
+        # Tests hold longer numbers than Python reads by default.
+        sys.set_int_max_str_digits(0)
     try:
         exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})  # noqa: S102
     except AssertionError:
@@ -160,10 +186,11 @@ def _main() -> None:
     try:
         _confine(int(megabytes), int(seconds))
     except _Unconfined as refusal:
-        ending = f"unconfined {refusal}"
+        os.write(answer, f"{word} {refusal}".encode())
     else:
-        ending = _ending(program)
-    os.write(answer, f"{word} {ending}".encode())
+        # Said before the program can say anything, so that it cannot deny it.
+        os.write(answer, f"{word} confined\n".encode())
+        os.write(answer, f"{word} {_ending(program)}".encode())
     # Threads of the program and what it has asked to be done at the end do not matter any more.
     os._exit(0)
 

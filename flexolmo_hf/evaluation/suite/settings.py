@@ -11,7 +11,8 @@ class SuiteSettings:
     """Everything beside the model, the tasks and the sets of experts.
 
     Attributes:
-        limit: Examples of each task, or of each part of a task that has parts; None for all.
+        limit: Examples of each task, in the harness of each part of a task that has parts; None for all. The harness
+            takes the first, offline tasks are asked evenly from the whole.
         batch_size: Texts the model writes at once.
         batch_tokens: Tokens the model reads at once where it scores given answers.
         max_length: Longest input in tokens; None for what the model's configuration says.
@@ -61,6 +62,10 @@ class SuiteSettings:
         if self.offline and self.own_tasks:
             raise ConfigurationError(
                 "Tasks of one's own are run by lm-evaluation-harness, not offline.", "Leave out --offline."
+            )
+        if self.offline and (self.judge or self.news or self.poems):
+            raise ConfigurationError(
+                "No offline task has a judge or documents.", "Leave out --offline, or --judge, --news and --poems."
             )
 
     def documents(self, kind: str) -> str | None:

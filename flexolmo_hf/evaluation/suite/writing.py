@@ -51,7 +51,8 @@ def _opening(text: str, length: dict[str, int], tokenizer: PreTrainedTokenizerBa
         lines = [line for line in text.splitlines() if line.strip()]
         return "\n".join(lines[: length["lines"]]) + "\n" if len(lines) > length["lines"] else ""
     ids = tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"]
-    return tokenizer.decode(ids[: length["tokens"]]) if len(ids) > length["tokens"] else ""
+    # The last token may be a part of a character only.
+    return tokenizer.decode(ids[: length["tokens"]]).rstrip("\ufffd") if len(ids) > length["tokens"] else ""
 
 
 def continue_openings(

@@ -80,8 +80,7 @@ def test_btx_before_training_equals_no_coordination_where_the_shared_weights_are
     build_btx(owners.anchor, owners.experts, tmp_path / "btx")
     build_no_coordination(owners.anchor, owners.experts, tmp_path / "plugged")
 
-    # Three equal numbers and their mean may differ in the last bit.
-    torch.testing.assert_close(logits(tmp_path / "btx"), logits(tmp_path / "plugged"), atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits(tmp_path / "btx"), logits(tmp_path / "plugged"))
 
 
 def test_btx_differs_from_no_coordination_where_they_are_not(tmp_path):
@@ -109,6 +108,7 @@ def test_result_loads_whole_with_names_and_tokenizer(tmp_path, build):
 
     assert model.expert_names == ["public", "math", "code"]
     assert model.config.num_experts_per_tok == 3
+    assert model.config.shared_averaged == (build is build_btx)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (out / "tokenizer.json").is_file()
     assert (out / "model-expert-math-00001-of-00001.safetensors").is_file()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from flexolmo_hf.errors import (
     ConfigurationError,
@@ -35,6 +36,32 @@ def test_members_may_be_folders(kind, input_ids, tmp_path):
     with torch.no_grad():
         read = kind.from_members({name: tmp_path / name for name in members})(input_ids).logits
         assert torch.equal(read, kind.from_members(members)(input_ids).logits)
+
+
+@EVERY_KIND
+def test_where_a_checkpoint_lies_is_where_its_members_are_read(kind, input_ids, tmp_path, monkeypatch):
+    members = {"public": dense_model(num_hidden_layers=1), "math": dense_model(num_hidden_layers=1)}
+    model = kind.from_members(members)
+    model.save_pretrained(tmp_path / "inside")
+    asked, read = [], AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *a, **k: asked.append(k["revision"]) or read(*a, **k)
+    )
+    loaded = kind.from_pretrained(tmp_path, subfolder="inside", revision="a-branch")
+
+    assert asked == ["a-branch", "a-branch"]
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+
+
+@EVERY_KIND
+def test_a_member_that_was_left_out_does_not_lie_beside_the_others(kind, refused, tmp_path):
+    members = {"public": dense_model(num_hidden_layers=1), "math": dense_model(num_hidden_layers=1)}
+    kind.from_members(members).save_pretrained(tmp_path)
+    kind.from_members(members).save_pretrained(tmp_path)
+
+    with refused(ConfigurationError, "member-math"):
+        kind.from_members({"public": members["public"]}).save_pretrained(tmp_path)
 
 
 @EVERY_KIND

@@ -111,6 +111,21 @@ def test_a_label_set_of_ones_own_is_read_from_yaml(tmp_path):
     assert LabelSet.read(tmp_path / "mine.yaml") == SAME_LENGTH
 
 
+def test_what_is_filled_in_is_never_taken_for_a_place_to_fill():
+    labels = (Label("any", "public", "says {text} or {labels}"),)
+    asked = LabelSet("test", "{labels} | {text}", labels).prompt("{labels} {text}")
+
+    assert asked == "- any: says {text} or {labels} | {labels} {text}"
+
+
+def test_the_cost_of_a_question_is_counted_by_how_it_is_decided():
+    asked = {d: PromptRouter(*chat_model(), OF_MANY_LENGTHS, decision=d) for d in ("likelihood", "generation")}
+    question, longest = asked["likelihood"].question("").shape[1], len("programming")
+
+    assert asked["likelihood"].tokens_per_question() == question + 3 * (longest - 1)
+    assert asked["generation"].tokens_per_question() == question + longest + 4
+
+
 def test_labels_of_absent_experts_are_left_out_and_missing_ones_are_refused():
     four = LabelSet.read("four")
 

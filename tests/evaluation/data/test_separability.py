@@ -77,3 +77,8 @@ def test_one_domain_alone_is_refused(tmp_path, refused):
 
 def test_figure_is_a_picture(corpus, tmp_path):
     assert draw_separability(separability(corpus), tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_texts_at_all_are_refused(corpus, refused):
+    with refused(ConfigurationError, "0 texts tell nothing"):
+        separability(corpus, documents=0)

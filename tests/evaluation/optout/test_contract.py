@@ -95,6 +95,27 @@ def test_a_contract_of_what_was_measured_is_kept_by_it_and_broken_beyond_its_mar
     assert [(c.set, c.data) for c in contract.check(later) if c.verdict == "broken"] == [("without math", "math")]
 
 
+def test_without_a_margin_rounding_breaks_no_contract():
+    changes = {label: {data: value + 0.0049 for data, value in row.items()} for label, row in CHANGES.items()}
+    changes["without math"]["math"] = 12.346
+    matrix = made({ALL: dict.fromkeys(CHANGES["without math"], 0.00123), **changes})
+    contract = Contract.from_matrix(matrix, margin=0)
+
+    assert contract.experts["math"].own_loses <= 12.346
+    assert {clause.verdict for clause in contract.check(matrix)} == {"kept"}
+
+
+@pytest.mark.parametrize("margin", [-1, math.nan, math.inf])
+def test_a_margin_with_which_nothing_could_be_kept_or_broken_is_refused(margin):
+    with pytest.raises(ConfigurationError, match="margin is"):
+        Contract.from_matrix(made(), margin=margin)
+
+
+def test_no_contract_is_written_of_what_is_not_a_number():
+    with pytest.raises(ConfigurationError, match="bits per byte of 'code', without math, are no number"):
+        Contract.from_matrix(made(changed("without math", "code", math.nan)))
+
+
 def test_a_contract_is_the_same_after_being_written_and_read(tmp_path):
     contract = Contract.from_matrix(made())
     contract.save(tmp_path / "contract.yaml")
@@ -127,6 +148,7 @@ def test_a_broken_clause_says_what_was_measured_and_what_was_agreed():
         (Contract(bits_per_byte={"math": {"math": 2}}), ConfigurationError, "'math', which was not measured"),
         (Contract(bits_per_byte={"news": {"math": 2}}), UnknownExpertError, "'news'"),
         (Contract(), ConfigurationError, "says nothing"),
+        (Contract(experts={"public": Terms(public_changes=1)}), ConfigurationError, "Write own_loses"),
     ],
 )
 def test_a_promise_that_cannot_be_checked_is_refused(contract, error, says):
@@ -150,6 +172,8 @@ def test_an_expert_whose_own_data_are_not_there_is_refused_if_they_must_get_wors
         ("each: {own_loses: much}", "own_loses: 'much'"),
         ("each: {own_loses: true}", "own_loses: True"),
         ("each: {own_loses: .nan}", "Write a number"),
+        ("each: {others_change: -1}", "others_change: -1, and no change is smaller than 0"),
+        ("experts: {math: {public_changes: -0.5}}", "math has public_changes: -0.5"),
         ("decided_by: chance", "'chance'"),
         ("- each", "no list of names"),
         ("experts: {1: {own_loses: 1}}", "no list of names"),
@@ -164,9 +188,9 @@ def test_a_file_that_says_what_no_contract_can_is_refused(tmp_path, text, says):
 
 
 def test_a_file_that_is_no_yaml_or_not_there_is_refused_without_its_content(tmp_path):
-    (tmp_path / "contract.yaml").write_text("secret: [")
+    (tmp_path / "contract.yaml").write_text("each:\nsecret: [}")
 
-    with pytest.raises(DamagedFileError) as caught:
+    with pytest.raises(DamagedFileError, match="not YAML from line 2 on") as caught:
         Contract.load(tmp_path / "contract.yaml")
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -49,6 +49,22 @@ def test_a_change_that_may_be_none_is_in_parentheses(tmp_path, drawn):
     assert {text.get_text() for text in drawn[0].texts} >= {"(+0.4)", "(-0.2)", "+12.0"}
 
 
+def test_a_change_that_is_not_a_number_is_in_parentheses_too(tmp_path, drawn):
+    draw(made({**CHANGES, "without math": {"public": 0.1, "math": float("nan"), "code": 1}}), tmp_path / "map.png")
+
+    assert "(+nan)" in {text.get_text() for text in drawn[0].texts}
+
+
+def test_title_and_legend_fit_beside_one_column(tmp_path, drawn):
+    draw(made({label: {"math": 1} for label in made().sets}), tmp_path / "map.png")
+    (axes,) = drawn
+    renderer = axes.figure.canvas.get_renderer()
+
+    for text in (axes._left_title, axes.xaxis.label):
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= 0 and box.x1 <= axes.figure.bbox.width, text.get_text()
+
+
 def test_own_data_are_framed(tmp_path, drawn):
     draw(made(), tmp_path / "map.png")
 

@@ -133,6 +133,8 @@ def test_empty_documents_are_left_out_and_an_empty_data_set_is_refused(tokenizer
         opt_out_matrix(model, tokenizer, {"math": ["1"], "verse": ["", ""]}, **SIZES)
     with pytest.raises(ConfigurationError, match="nothing to score"):
         opt_out_matrix(model, tokenizer, {}, **SIZES)
+    with pytest.raises(ConfigurationError, match="of 'math' are one string"):
+        opt_out_matrix(model, tokenizer, {"math": "1 + 1"}, **SIZES)
 
 
 def test_a_model_without_a_choice_is_refused(tokenizer):

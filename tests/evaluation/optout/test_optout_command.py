@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from flexolmo_hf import FlexOlmoForCausalLM
 from flexolmo_hf.cli import app
 from flexolmo_hf.evaluation.optout import ALL, opt_out_matrix
-from tests.conftest import byte_tokenizer
+from tests.conftest import byte_tokenizer, dense_model
 from tests.evaluation.optout.models import TEXTS, specialist
 
 SIZES = ("--max-length", "24", "--batch-size", "3")
@@ -87,7 +87,7 @@ def test_sets_that_a_contract_speaks_of_are_measured(place):
 
 
 def test_only_the_experts_that_are_asked_for_take_part(place):
-    result = run("--experts", "public+math+code", "--out", "report", "--limit", "2")
+    result = run("--active-experts", "public,math+code", "--output", "report", "--limit", "2")
     found = json.loads((place / "report" / "opt_out.json").read_text())
 
     assert result.exit_code == 0, result.output
@@ -105,10 +105,19 @@ def test_only_the_experts_that_are_asked_for_take_part(place):
         (["--data", "news=none.jsonl"], "'none.jsonl'"),
         (["--set", "maht"], "Did you mean 'math'"),
         (["--limit", "0"], "limit is 0"),
+        (["--data", "news="], "has nothing behind '='"),
+        (["--data", "=public.jsonl"], "has the name ''"),
+        (["--data", "math=public.jsonl"], "'math' appears twice"),
+        (["--data", "news=empty.jsonl"], "nothing to score in ['news']"),
+        (["--write-contract", "new.yaml", "--margin", "-3"], "margin is -3"),
+        (["--dtype", "int8"], "'int8'"),
+        (["--device", "nowhere"], "'nowhere'"),
+        (["--experts", "public,maht"], "Did you mean 'math'"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_what_cannot_be_done_ends_in_one_sentence(place, arguments, says):
+    (place / "empty.jsonl").write_text("")
     result = run(*arguments)
 
     assert result.exit_code == 2
@@ -123,6 +132,16 @@ def test_a_contract_that_does_not_fit_is_refused_before_anything_is_measured(pla
 
     assert result.exit_code == 2
     assert "data 'code'" in result.stderr
+
+
+def test_a_dense_model_is_refused_with_a_contract_too(place):
+    dense_model(vocab_size=len(byte_tokenizer())).save_pretrained(place / "DENSE")
+    (place / "contract.yaml").write_text("each: {own_loses: 1}")
+    arguments = ["optout", "DENSE", "--data", "math=math.jsonl", "--contract", "contract.yaml"]
+    result = CliRunner().invoke(app, arguments)
+
+    assert result.exit_code == 2
+    assert "'olmo2'" in result.stderr
 
 
 def test_neither_text_nor_path_is_in_what_is_shown_or_written(place):

@@ -52,7 +52,7 @@ def test_the_command_writes_what_the_function_measures(place, model, tokenizer):
 
 def test_without_an_output_folder_nothing_is_written(place):
     before = sorted(place.rglob("*"))
-    done = run("--limit", "1", "--active-experts", "public,code")
+    done = run("--limit", "1", "--active-experts", "public+code")
 
     assert done.exit_code == 0, done.output
     assert sorted(place.rglob("*")) == before
@@ -86,6 +86,7 @@ def test_a_limit_is_of_documents_per_domain(place):
     ("given", "kind", "says"),
     [
         ({"data": {"math": "math.jsonl", "code": "nowhere.txt"}}, ConfigurationError, "'nowhere.txt'"),
+        ({"data": {"math": "math.jsonl", "code": "empty.jsonl"}}, ConfigurationError, "'code' has no text"),
         ({"html_text": "text.txt"}, ConfigurationError, "no place"),
         ({"html_text": "nowhere.txt", "output": "OUT"}, ConfigurationError, "'nowhere.txt' cannot be read"),
         ({"html_text": "bytes.txt", "output": "OUT"}, DamagedFileError, "not UTF-8"),
@@ -101,6 +102,7 @@ def test_a_limit_is_of_documents_per_domain(place):
 def test_what_is_wrong_is_said_before_anything_is_measured(place, refused, monkeypatch, given, kind, says):
     (place / "bytes.txt").write_bytes(b"\xff\xfe\xfa")
     (place / "long.txt").write_text("m" * 2001)
+    (place / "empty.jsonl").write_text('{"text": ""}\n')
     monkeypatch.setattr("flexolmo_hf.evaluation.routing_shares.files.routing_shares", None)
     with refused(kind, says):
         shares_of_files("MODEL", **{"data": DATA, **given})

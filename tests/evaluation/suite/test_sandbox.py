@@ -1,6 +1,7 @@
 """A program of a model's computes, and can do nothing else."""
 
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -89,10 +90,56 @@ HERE = Path(__file__).as_posix()
         "import os; os.memfd_create('memory')",
         "import os; os.execv('/bin/true', ['true'])",
         "import resource; resource.prlimit(resource.RLIMIT_AS and 0, resource.RLIMIT_AS, (-1, -1))",
+        "import os; os.sched_setaffinity(os.getppid(), [0])",
+        "import os; os.chroot('/usr/lib')",
+        "import fcntl, os; fcntl.fcntl(os.pipe()[0], 8, os.getppid())",
+        "import fcntl, os; fcntl.fcntl(os.pipe()[0], 10, 9)",
     ],
 )
 def test_the_kernel_refuses(deed):
     assert run_python(f"try:\n    {deed}\nexcept PermissionError:\n    pass\nelse:\n    raise RuntimeError").passed
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of calls are those of x86_64")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "129, os.getppid(), 0, b'x' * 128",  # rt_sigqueueinfo
+        "297, os.getppid(), os.getppid(), 0, b'x' * 128",  # rt_tgsigqueueinfo
+        "30, 0, None, 0",  # shmat
+        "31, 0, 13, b' ' * 128",  # shmctl
+        "157, 1, 0",  # prctl: outlive whoever started it
+        "170, b'x', 1",  # sethostname
+        "175, b'', 0, b''",  # init_module
+        "294, 0",  # inotify_init1
+        "425, 1, b' ' * 128",  # io_uring_setup
+        "435, b' ' * 64, 64",  # clone3
+        "(1 << 30) + 39",  # getpid, of the other numbering
+    ],
+)
+def test_the_kernel_refuses_what_python_has_no_name_for(call):
+    refused = "ctypes.get_errno() in (errno.EPERM, errno.ENOSYS)"
+    program = f"import ctypes, errno, os\nlibc = ctypes.CDLL(None, use_errno=True)\nassert libc.syscall({call}) == -1"
+
+    assert run_python(f"{program}\nassert {refused}, ctypes.get_errno()") == Outcome(True, "passed")
+
+
+@pytest.mark.parametrize("ending", ["a text of its own", "unconfined", "confined"])
+def test_a_program_that_finds_the_word_cannot_invent_an_ending(ending):
+    program = f"""
+import os, sys
+frame = sys._getframe()
+while "word" not in frame.f_locals:
+    frame = frame.f_back
+os.write(frame.f_locals["answer"], (frame.f_locals["word"] + " {ending}").encode())
+os._exit(0)
+"""
+
+    assert run_python(program) == Outcome(False, "stopped")
+
+
+def test_numbers_of_any_length_may_stand_in_tests():
+    assert run_python(f"assert {'9' * 5000} > 0").passed
 
 
 def test_the_environment_is_empty_and_packages_are_out_of_reach(monkeypatch):

@@ -12,13 +12,14 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flexolmo_hf._extras import require
-from flexolmo_hf._folder import refuse_nonempty
+from flexolmo_hf._folder import no_space_named, refuse_nonempty
 from flexolmo_hf.errors import ConfigurationError, ResumeMismatchError, _did_you_mean
 from flexolmo_hf.evaluation.data.decontamination import Decontaminator
 from flexolmo_hf.evaluation.data.recipe.documents import Pipeline
 from flexolmo_hf.evaluation.data.recipe.models import refuse_missing_models
+from flexolmo_hf.evaluation.data.recipe.reading import read_recipe
 from flexolmo_hf.evaluation.data.recipe.repetition import SeenTexts
-from flexolmo_hf.evaluation.data.recipe.schema import Domain, Recipe, Source, read_recipe
+from flexolmo_hf.evaluation.data.recipe.schema import Domain, Recipe, Source
 from flexolmo_hf.evaluation.data.recipe.shards import ShardWriter, read_json, read_shards, write_json
 from flexolmo_hf.evaluation.data.recipe.stream import Place, ShuffledRows, files_of
 from flexolmo_hf.evaluation.data.tokens import QuarterOfBytes, TokenCounter
@@ -63,6 +64,7 @@ def build_recipe(
         OutputFolderNotEmptyError: If the final place is taken.
         ResumeMismatchError: If an unfinished build lies there that was started otherwise.
         DamagedFileError: If files cannot be read.
+        NoSpaceError: If the disk is full; with room made, the build goes on.
     """
     require("train", "datasets")
     recipe = _restricted(read_recipe(path), only, limit_tokens)
@@ -78,12 +80,12 @@ def build_recipe(
         "decontaminated by": decontaminator.fingerprint(),
     }
     build = _Build(recipe, final.parent / f".{final.name}.building", files, counter, decontaminator)
-    build.begin(settings)
-    with tempfile.TemporaryDirectory() as cache:
+    with no_space_named(final), tempfile.TemporaryDirectory() as cache:
+        build.begin(settings)
         for domain in recipe.domains:
             build.make(domain, Path(cache))
-    report = {"name": recipe.name, **settings, "evaluation runs": len(decontaminator), "domains": build.done}
-    build.finish(report, final)
+        report = {"name": recipe.name, **settings, "evaluation runs": len(decontaminator), "domains": build.done}
+        build.finish(report, final)
     return report
 
 
@@ -276,7 +278,8 @@ class _Build:
     def finish(self, report: dict[str, Any], final: Path) -> None:
         """Write the report and give the folder its final name."""
         write_json(self.folder / REPORT, report)
-        (self.folder / _STATE).unlink(missing_ok=True)
         if final.exists():
             final.rmdir()
         self.folder.replace(final)
+        # Last: without it, a build that ends here would be taken for one that has not begun, and begun anew.
+        (final / _STATE).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from flexolmo_hf.evaluation.data.recipe.schema import Source, Thread
 
 @dataclass
 class Pipeline:
-    """Turns rows into documents: filters, classifier, rewriting, repetitions, contamination, in this order.
+    """Turns rows into documents: filters, classifier, rewriting, contamination, repetitions, in this order.
 
     Args:
         source: Whose rows they are.
@@ -77,23 +77,45 @@ def text_of(row: Mapping[str, Any], source: Source) -> str:
     Raises:
         ConfigurationError: If the row lacks a field, or the field holds something else.
     """
-    text = _joined(row, source.thread) if source.thread else field_of(row, str(source.text))
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise ConfigurationError(
-            f"The field {source.text!r} of the source {source.name!r} holds {type(text).__name__}, not text.",
-            "Correct the recipe.",
-        )
+    text = _joined(row, source.thread, source) if source.thread else _text(row, str(source.text), source)
     # Half a surrogate pair cannot be written.
     return text.encode("utf8", "replace").decode()
 
 
-def _joined(row: Mapping[str, Any], thread: Thread) -> str:
-    answers = [answer for answer in field_of(row, thread.answers) or [] if field_of(answer, thread.answer)]
+def _joined(row: Mapping[str, Any], thread: Thread, source: Source) -> str:
+    answers = _of_kind(field_of(row, thread.answers), list, thread.answers, source)
+    answers = [answer for answer in answers if _text(answer, thread.answer, source)]
     if thread.score is not None:
         # Stable, so that equal scores keep the order of the row.
-        answers.sort(key=lambda answer: -float(field_of(answer, thread.score or "") or 0))
-    parts = [field_of(row, thread.title), field_of(row, thread.body)]
-    parts += [field_of(answer, thread.answer) for answer in answers[: thread.most]]
-    return "\n\n".join(part.strip() for part in parts if part and part.strip())
+        answers.sort(key=lambda answer: -_number(field_of(answer, str(thread.score)), str(thread.score), source))
+    parts = [_text(row, thread.title, source), _text(row, thread.body, source)]
+    parts += [_text(answer, thread.answer, source) for answer in answers[: thread.most]]
+    return "\n\n".join(part.strip() for part in parts if part.strip())
+
+
+def _text(row: Mapping[str, Any], path: str, source: Source) -> str:
+    text: str = _of_kind(field_of(row, path), str, path, source)
+    return text
+
+
+def _number(found: Any, path: str, source: Source) -> float:
+    try:
+        return float(found or 0)
+    except (TypeError, ValueError):
+        # Python's own message would quote the row.
+        raise _other_kind(found, "a number", path, source) from None
+
+
+def _of_kind(found: Any, kind: type, path: str, source: Source) -> Any:
+    if found is None:
+        return kind()
+    if not isinstance(found, kind):
+        raise _other_kind(found, "text" if kind is str else "a list", path, source)
+    return found
+
+
+def _other_kind(found: Any, wanted: str, path: str, source: Source) -> ConfigurationError:
+    return ConfigurationError(
+        f"The field {path!r} of the source {source.name!r} holds {type(found).__name__}, not {wanted}.",
+        "Correct the recipe.",
+    )

@@ -1,6 +1,8 @@
 """The steps of a recipe that need a model: telling what kind of text it is, and writing it anew."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -29,11 +31,9 @@ def classifier(settings: Classify) -> Callable[[str], bool]:
     """Return a function that tells whether a text is to be kept.
 
     Raises:
-        ConfigurationError: If the model has no label of a name.
+        ConfigurationError: If the model cannot be had, or has no label of a name.
     """
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    model = AutoModelForSequenceClassification.from_pretrained(settings.model).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer, model = _loaded(AutoModelForSequenceClassification, str(settings.model))
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
     for label in (*settings.labels, *settings.but):
         if label not in labels:
@@ -53,10 +53,12 @@ def classifier(settings: Classify) -> Callable[[str], bool]:
 
 
 def rewriter(settings: Rewrite) -> Callable[[str], str]:
-    """Return a function that writes a text anew: the model's likeliest answer, so that a repetition gives the same."""
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    model = AutoModelForCausalLM.from_pretrained(settings.model).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    """Return a function that writes a text anew: the model's likeliest answer, so that a repetition gives the same.
+
+    Raises:
+        ConfigurationError: If the model cannot be had.
+    """
+    tokenizer, model = _loaded(AutoModelForCausalLM, str(settings.model))
 
     @torch.inference_mode()
     def rewritten(text: str) -> str:
@@ -75,3 +77,16 @@ def rewriter(settings: Rewrite) -> Callable[[str], str]:
         return answer.strip()
 
     return rewritten
+
+
+def _loaded(kind: Any, name: str) -> tuple[Any, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = kind.from_pretrained(name, use_safetensors=True).eval()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"There is no {'classifier' if kind is AutoModelForSequenceClassification else 'language model'} "
+            f"{Path(name).name!r} within reach.",
+            "Name a folder or a repository with a tokenizer and a model in safetensors.",
+        ) from error
+    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -64,7 +64,7 @@ def open_rows(source: Source, files: Sequence[Path] | None, cache: Path) -> "Ite
     try:
         rows: IterableDataset = load_dataset(**where, streaming=True)
     except Exception as error:
-        raise _unreadable(source, files) from error
+        raise _unreadable(source, files) from _shown(error, files)
     return rows
 
 
@@ -78,7 +78,7 @@ def files_of(place: Place, source: str) -> list[Path]:
     files = [file for each in places for file in _below(Path(each))]
     if len({READERS[_ending(file)] for file in files}) != 1:
         raise ConfigurationError(
-            f"For the source {source!r} there are {len(files)} readable files, of one kind or none or several.",
+            f"For the source {source!r} there are {len(files)} readable files{', of several kinds' if files else ''}.",
             f"Give files of one kind: {', '.join(READERS)}.",
         )
     return files
@@ -91,6 +91,11 @@ def _below(place: Path) -> list[Path]:
 
 def _ending(file: Path) -> str:
     return next((ending for ending in READERS if file.name.endswith(ending)), file.suffix)
+
+
+def _shown(error: Exception, files: Sequence[Path] | None) -> Exception | None:
+    # The reader's own message quotes the row it stumbled over, which of a user's own files is nobody's business.
+    return error if files is None else None
 
 
 def _unreadable(source: Source, files: Sequence[Path] | None) -> Exception:
@@ -162,7 +167,6 @@ class ShuffledRows:
         try:
             return list(islice(remaining, self._size))
         except Exception as error:
-            # The reader's own message quotes the row it stumbled over.
-            raise _unreadable(self._source, self._files) from error
+            raise _unreadable(self._source, self._files) from _shown(error, self._files)
         finally:
             datasets_logging.set_verbosity(level)

@@ -86,7 +86,8 @@ def score(
         One score per request, in their order.
 
     Raises:
-        ConfigurationError: If a size is too small, a continuation has no token, or prefixes cannot be shared.
+        ConfigurationError: If a size is too small, a continuation has no token, prefixes cannot be shared, or a
+            log-probability is NaN.
     """
     if batch_tokens < 1 or (max_length is not None and max_length < 1):
         raise ConfigurationError(
@@ -118,6 +119,11 @@ def score(
 
 
 def _sum_up(pieces: Sequence[Any], reader: "_Reader", count: int) -> list[Score]:
+    if reader.logprob.isnan().any():
+        raise ConfigurationError(
+            "The model gives NaN where log-probabilities should be.",
+            "Look for NaN in its weights, or try dtype=float32.",
+        )
     logprob, tokens, greedy = [0.0] * count, [0] * count, [True] * count
     for piece, nats, first in zip(pieces, reader.logprob.tolist(), reader.greedy.tolist(), strict=True):
         logprob[piece.request] += nats

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from flexolmo_hf.errors import ConfigurationError, OutputFolderNotEmptyError, ResumeMismatchError
+from flexolmo_hf.errors import ConfigurationError, NoSpaceError, OutputFolderNotEmptyError, ResumeMismatchError
 from flexolmo_hf.evaluation.data.decontamination import document_hash
 from flexolmo_hf.evaluation.data.recipe import FLEXMIX, build, build_recipe
 from tests.conftest import tree
@@ -202,6 +202,41 @@ def stopped_after_a_shard(monkeypatch, *arguments, **options):
             build_recipe(*arguments, **options)
 
 
+def test_a_build_that_ends_while_it_is_given_its_name_is_not_begun_anew(recipe, files, tmp_path, monkeypatch):
+    def stop(*_):
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build.Path, "replace", stop)
+        with pytest.raises(Stopped):
+            build_recipe(recipe(), tmp_path / "OUT", local={"problems": files})
+    monkeypatch.setattr(build.Pipeline, "documents", lambda *_: pytest.fail("a row was read again"))
+    build_recipe(recipe(), tmp_path / "OUT", local={"problems": files})
+
+    assert len(documents(tmp_path / "OUT", "math")) == 42
+    assert not list((tmp_path / "OUT").glob("state*"))
+
+
+def test_a_disk_that_fills_up_is_told_and_the_build_goes_on_once_there_is_room(recipe, files, tmp_path, monkeypatch):
+    original, left = build.ShardWriter.write, 20
+
+    def full(self, text):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(28, "No space left on device")
+        original(self, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build.ShardWriter, "write", full)
+        with pytest.raises(NoSpaceError):
+            build_recipe(recipe(), tmp_path / "OUT", local={"problems": files})
+    build_recipe(recipe(), tmp_path / "OUT", local={"problems": files})
+    build_recipe(recipe(), tmp_path / "WHOLE", local={"problems": files})
+
+    assert tree(tmp_path / "OUT") == tree(tmp_path / "WHOLE")
+
+
 def test_an_unfinished_build_of_another_recipe_is_refused(recipe, files, tmp_path, monkeypatch):
     stopped_after_a_shard(monkeypatch, recipe(), tmp_path / "OUT", local={"problems": files})
 
@@ -295,7 +330,6 @@ SCHEMAS = {
         {
             "stars": {"max_stars_count": 1},
             "code_lines": {"content": PROSE},
-            "alphanumeric_share": {"content": "{}\n;;\n" * 9},
             "alphabetic_share": {"content": "12\n34\n" * 9},
             "handwritten": {"content": "# auto-generated\n" + PROSE.replace(" ", "\n")},
             "frequent_words": {"content": "word\n" * 9 + "other\nnext\n"},

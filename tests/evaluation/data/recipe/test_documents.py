@@ -1,3 +1,5 @@
+import traceback
+
 import pytest
 
 from flexolmo_hf.errors import ConfigurationError
@@ -42,6 +44,24 @@ def test_answers_keep_their_order_without_a_score():
 def test_a_field_that_holds_no_text_is_refused():
     with pytest.raises(ConfigurationError, match="holds int, not text"):
         text_of({"text": 3}, Source("s", "o/s", "MIT", text="text"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"title": 3}, "'title' of the source 't' holds int, not text"),
+        ({"answers": "secret"}, "'answers' of the source 't' holds str, not a list"),
+        ({"answers": ["secret"]}, "no field 'body'"),
+        ({"answers": [{"body": "because", "score": "secret"}]}, "'score' of the source 't' holds str, not a number"),
+    ],
+    ids=str,
+)
+def test_a_discussion_of_another_schema_is_refused_and_not_quoted(changes, says):
+    with pytest.raises(ConfigurationError, match=says) as refused:
+        text_of({**ROW, **changes}, THREAD)
+
+    shown = "".join(traceback.format_exception(refused.value))
+    assert "secret" not in shown and "c, e, e, r, s, t" not in shown
 
 
 def test_half_a_character_becomes_one_that_can_be_written():

@@ -84,3 +84,13 @@ def test_a_step_that_needs_a_model_is_refused_without_one(recipe, step, settings
 
 def test_a_recipe_without_such_steps_needs_no_model(recipe):
     refuse_missing_models(read_recipe(recipe()))
+
+
+def test_a_model_that_cannot_be_had_is_refused_by_its_last_name(tmp_path):
+    missing = str(tmp_path / "NOWHERE")
+
+    with pytest.raises(ConfigurationError, match="no classifier 'NOWHERE'") as refused:
+        classifier(Classify(model=missing, labels=("News Article",)))
+    assert str(tmp_path) not in str(refused.value)
+    with pytest.raises(ConfigurationError, match="no language model 'NOWHERE'"):
+        rewriter(Rewrite(model=missing, prompt="Again {text}:"))

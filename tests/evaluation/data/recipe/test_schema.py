@@ -97,6 +97,13 @@ def test_one_name_for_two_sources_is_refused(recipe):
         read_recipe(recipe({"domains": domains}))
 
 
+def test_a_name_that_comes_twice_in_one_place_is_refused(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: a\ndomains:\n  math: {tokens: 1}\n  math: {tokens: 2}\n")
+
+    with pytest.raises(ConfigurationError, match="says 'math' twice"):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
 def test_a_missing_recipe_is_refused_by_its_last_name(tmp_path):
     with pytest.raises(ConfigurationError, match="'none.yaml'") as refused:
         read_recipe(tmp_path / "none.yaml")

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from flexolmo_hf.errors import ConfigurationError, DamagedFileError
+from flexolmo_hf.evaluation.data.recipe import FLEXMIX, read_recipe
 from flexolmo_hf.evaluation.data.recipe.schema import Source
 from flexolmo_hf.evaluation.data.recipe.stream import ShuffledRows, files_of, open_rows
 from tests.evaluation.data.recipe.conftest import write_rows
@@ -102,6 +103,8 @@ def test_a_torn_file_is_refused_without_its_path_or_content(tmp_path, caplog):
 
     assert "secret" not in str(refused.value) + caplog.text
     assert str(tmp_path) not in str(refused.value) + caplog.text
+    # A traceback shows a cause as well.
+    assert refused.value.__cause__ is None and refused.value.__suppress_context__
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,36 @@ def test_the_hub_is_asked_for_what_the_recipe_says(monkeypatch, tmp_path, change
 
     assert asked.items() <= calls.items()
     assert calls["streaming"] is True
+
+
+@pytest.mark.parametrize(
+    ("source", "files", "others"),
+    [
+        (
+            "starcoder",
+            [f"{folder}/train-0.parquet" for folder in ("ada", "glsl", "go", "java", "json", "julia", "zig")],
+            ["git-commits-cleaned/train-0.parquet", "github-issues-filtered-structured/train-0.parquet"]
+            + ["jupyter-scripts-dedup-filtered/train-0.parquet", "jupyter-structured-clean-dedup/train-0.parquet"],
+        ),
+        (
+            "pes2o",
+            ["data/v2/train-00010-of-00020.json.gz", "data/v2/train-00019-of-00020.json.gz"],
+            ["data/v2/train-00009-of-00020.json.gz", "data/v1/train-00010-of-00020.json.gz"],
+        ),
+    ],
+    ids=["code of every language but no issues", "full papers but no abstracts"],
+)
+def test_the_committed_recipe_names_the_files_with_the_fields_and_texts_it_wants(tmp_path, source, files, others):
+    from datasets.data_files import resolve_pattern
+
+    for name in files + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    [named] = [each.data_files for each in read_recipe(FLEXMIX).sources if each.name == source]
+
+    assert sorted(file for pattern in named for file in resolve_pattern(pattern, str(tmp_path))) == sorted(
+        str(tmp_path / name) for name in files
+    )
 
 
 def test_a_source_out_of_reach_is_named(tmp_path):

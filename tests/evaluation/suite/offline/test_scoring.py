@@ -78,7 +78,8 @@ def test_experts_that_are_off_do_not_speak_through_a_shared_prompt(tokenizer):
     poison(model, ["code", "news"])
 
     assert score(model, tokenizer, REQUESTS, active_experts=["public", "math"]) == before
-    assert score(model, tokenizer, REQUESTS)[0].logprob != before[0].logprob
+    with pytest.raises(ConfigurationError, match="NaN"):
+        score(model, tokenizer, REQUESTS)
 
 
 def test_a_shared_prompt_is_read_once(tokenizer):
@@ -168,3 +169,11 @@ def test_the_model_is_left_in_the_mode_it_was_in(tokenizer):
     score(model, tokenizer, REQUESTS[:2])
 
     assert model.training
+
+
+def test_nan_is_refused_and_never_compared(tokenizer, refused):
+    model = named_model(**SIZE)
+    poison(model, ["math"])
+
+    with refused(ConfigurationError, "NaN"):
+        score(model, tokenizer, REQUESTS[:2])
