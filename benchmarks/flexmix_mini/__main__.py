@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.flexmix_mini.place import Place
 from benchmarks.flexmix_mini.report import write_page
-from benchmarks.flexmix_mini.running import run_steps
+from benchmarks.flexmix_mini.running import Step, run_steps
 from benchmarks.flexmix_mini.settings import FULL, SMOKE
 from benchmarks.flexmix_mini.steps import all_steps
 
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="folder of a sentence-transformers model, for the rows of one variant")
     parser.add_argument("--cache", help="folder of the data packages")
     parser.add_argument("--workers", type=int, help="processes; default as many as cores")
+    parser.add_argument("--report", action="store_true", help="write the page from what is done so far")
     parser.add_argument("--only", help="do only the steps whose name begins so, and what they need")
     given = parser.parse_args()
     settings = SMOKE if given.smoke else FULL
@@ -37,13 +38,15 @@ def main() -> None:
     steps = all_steps(settings, cache=given.cache, encoder=given.encoder)
     if given.only:
         steps = needed_for(steps, given.only)
-    run_steps(place, steps, workers=given.workers)
+    if not given.report:
+        run_steps(place, steps, workers=given.workers)
     if not given.only:
         page = given.output / "study.md" if given.smoke else PAGE / "study.md"
-        write_page(place, page, page.with_suffix(""))
+        missing = [step.name for step in steps if not place.is_done(step.name)]
+        write_page(place, page, page.with_suffix(""), missing)
 
 
-def needed_for(steps, beginning):
+def needed_for(steps: list[Step], beginning: str) -> list[Step]:
     """Return the steps whose name begins so and all that they need, in order."""
     wanted = {step.name for step in steps if step.name.startswith(beginning)}
     for step in reversed(steps):

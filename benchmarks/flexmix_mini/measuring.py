@@ -108,6 +108,34 @@ def weigh_ensemble(place: Place, *, owners: list[str], seed: int) -> dict[str, d
     return found
 
 
+def ladder(place: Place, *, owner: str, seed: int, table: str) -> dict[str, float]:
+    """Measure an owner's domain from its dense model down to the merged one: what each constraint costs.
+
+    With public and own expert alone, a merged model is what the owner trained: leaving out is exact.
+    """
+    sizes, of = place.settings, f"FlexOlmo-{table}-{seed}"
+    reads = AutoTokenizer.from_pretrained(place.tokenizer)
+    texts = texts_of(place, "test", [owner], mixed=False)[owner]
+    alone = {"active_experts": [PUBLIC, owner]}
+    rungs: dict[str, tuple[str, dict[str, Any]]] = {
+        "public model": (PUBLIC, {}),
+        "dense, everything trained": (f"dense-{owner}-{seed}", {}),
+        "dense, feed-forward networks trained": (f"feed-forward-{owner}-{seed}", {}),
+        "expert beside public": (f"merged-{of}", alone),
+        "merged, all experts": (f"merged-{of}", {}),
+        "router tuned, all experts": (f"tuned-{of}", {}),
+        "router tuned, public and own alone": (f"tuned-{of}", alone),
+    }
+    return {
+        label: float(
+            bits_per_byte(
+                load(place, {"folder": folder}), reads, texts, max_length=sizes.sequence, batch_size=16, **call
+            )
+        )
+        for label, (folder, call) in rungs.items()
+    }
+
+
 def opt_out(place: Place, *, folder: str, owners: list[str]) -> dict[str, Any]:
     """Leave every expert out in turn."""
     model = AutoModelForCausalLM.from_pretrained(place.model(folder)).eval()

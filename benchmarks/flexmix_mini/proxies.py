@@ -9,10 +9,11 @@ from transformers import AutoTokenizer, Olmo2ForCausalLM
 
 from benchmarks.flexmix_mini.place import Place
 from benchmarks.flexmix_mini.training import PUBLIC, public_texts
-from flexolmo_hf import select_proxy
-from flexolmo_hf.routing.encoders import open_encoder
+from flexolmo_hf import ProxySettings, select_proxy
+from flexolmo_hf.routing.hidden_states import HiddenStates
 
-_PASSAGE = 1_500
+# Characters of a passage, and how many of its tokens are embedded.
+_PASSAGE, _TOKENS = 1_500, 128
 
 
 class Remembering:
@@ -26,9 +27,9 @@ class Remembering:
         self._encode = encode
         self._known: dict[bytes, np.ndarray] = {}
         self._mean = np.zeros(())
-        self._mean = np.concatenate(
-            [self(public_texts[start : start + 32]) for start in range(0, len(public_texts), 32)]
-        ).mean(0)
+        # Texts of one length share a batch: padding would be most of the work.
+        texts = sorted(public_texts, key=len)
+        self._mean = np.concatenate([self(texts[start : start + 32]) for start in range(0, len(texts), 32)]).mean(0)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts ``(B, W)``."""
@@ -48,11 +49,14 @@ def proxies(place: Place) -> dict[str, Any]:
     anchor = Olmo2ForCausalLM.from_pretrained(place.model(PUBLIC))
     reads = AutoTokenizer.from_pretrained(place.tokenizer)
     candidates = list(_passages(public_texts(place)))
-    encode = Remembering(open_encoder("self", model=anchor, tokenizer=reads), candidates)
+    encode = Remembering(HiddenStates(anchor, reads, max_length=_TOKENS), candidates)
+    # Hidden states of a small model are near each other wherever the texts are of one kind; copies are still told by
+    # the word sequences that they share.
+    settings = ProxySettings(cosine_limit=0.995)
     found = {}
     for owner in sizes.owners:
         private = list(_passages(place.corpus.documents(owner, "train")))
-        chosen = select_proxy(candidates, private, n=sizes.proxy_bytes // _PASSAGE, encoder=encode)
+        chosen = select_proxy(candidates, private, n=sizes.proxy_bytes // _PASSAGE, encoder=encode, settings=settings)
         of_domain = set(_passages(place.corpus.documents(owner, "web")))
         found[owner] = {
             "texts": chosen.texts,

@@ -1,5 +1,28 @@
 """How the figures are to be read: words, no numbers."""
 
 READING = """
-(to be written)
+What carries over to this size: merging is better than the public model, the soup, BTX and plugged-in dense networks;
+router tuning on public proxies helps more than anything else that is done after training, and gives back most of what
+public text had lost; an expert that is left out takes its own domain's gain with it, and little else.
+
+What does not: BTM is far ahead on single domains. *Where it is lost* shows why, rung by rung:
+
+- **Frozen embeddings, attention, norms and head.** A dense model that trains its feed-forward networks alone stays well
+  above one that trains everything, and an expert beside the frozen public one reaches about what these networks reach.
+  A model of this size, trained for a few minutes, has poor embeddings and attention for domains it has hardly seen, and
+  an expert can mend neither. A 7B model after a trillion tokens has no such gap to close. A vocabulary of a few hundred
+  tokens and wide feed-forward networks, as here, narrow the gap; a larger vocabulary was tried and widened it.
+- **Routing.** With public and own expert alone, the merged model is what its owner trained. With all experts on, tokens
+  of one domain reach experts that have never met them, since each owner's router row has only ever been held against
+  public text. Tuning brings back part of it. The rest is a matter of what a linear router can see: one token's state,
+  in a model whose attention was never trained to say which kind of document this is. BTM sees the document so far, and
+  domains as clean as these are known after a sentence.
+- **Mixed documents** narrow the distance, as one would expect of routing by token against weights by document, for BTM
+  loses there what it wins by knowing the document.
+
+What was learned on the way, on validation text: experts need a learning rate several times that of their paper's; above
+that they gain alone and lose when merged. Rows made to tell an owner's tokens from public ones (contrast rows) merge
+better than means of hidden states, before and after tuning. Leaving the bias out when it was trained with costs more
+than training without it. The exact-match metrics of benchmarks are at chance for models of this size, so answers are
+measured in bits per byte.
 """

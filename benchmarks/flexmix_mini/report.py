@@ -15,16 +15,20 @@ from benchmarks.flexmix_mini.tables import METHODS, Row, Scores, rows_of, scores
 from flexolmo_hf.evaluation.bits_per_byte import together
 from flexolmo_hf.evaluation.intervals import bootstrap
 
+# Without these, a seed's table says nothing.
+_NEEDED = {PUBLIC, "FlexOlmo", "router tuning", "BTM top-2"}
 
-def write_page(place: Place, page: Path, figures: Path) -> None:
+
+def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] = ()) -> None:
     """Write the page, its figures, and the figures' numbers as JSON.
 
     Args:
-        place: The study, done.
+        place: The study. Tables 1 and 2 of its first seed, opting out and routing have to be done.
         page: Markdown file.
         figures: Folder for the images and ``results.json``.
+        missing: Names of steps that were not done, which the page lists.
     """
-    by_seed = [scores_of(place, "t1", seed) for seed in place.settings.seeds]
+    by_seed = [found for seed in place.settings.seeds if (found := scores_of(place, "t1", seed)).keys() >= _NEEDED]
     table_2 = scores_of(place, "t2", place.settings.seeds[0])
     rows_1, rows_2 = rows_of(by_seed), rows_of([table_2])
     draw_all(place, figures, rows_1, rows_2)
@@ -34,6 +38,7 @@ def write_page(place: Place, page: Path, figures: Path) -> None:
     parts = [
         "# The mini study",
         _prose(_introduction(place)),
+        *_not_done(missing),
         "## Four experts, as in the paper's table 1",
         _prose(_about(place, "mean and standard deviation over seeds where a method was trained with several")),
         _table(rows_1, 0),
@@ -44,6 +49,8 @@ def write_page(place: Place, page: Path, figures: Path) -> None:
         _claims(checked),
         "## Reading",
         READING.strip(),
+        "## Where it is lost",
+        _ladder(place),
         "## Opting out",
         f"![Leave-one-out]({link}/optout.png)",
         "## Routing",
@@ -61,6 +68,12 @@ def write_page(place: Place, page: Path, figures: Path) -> None:
         _prose(_sureness(table_2)),
     ]
     page.write_text("\n\n".join(parts) + "\n", encoding="utf8")
+
+
+def _not_done(missing: Sequence[str]) -> list[str]:
+    if not missing:
+        return []
+    return [_prose(f"**Not finished.** These steps were not done when the page was written: {', '.join(missing)}.")]
 
 
 def _introduction(place: Place) -> str:
@@ -112,7 +125,19 @@ def _claims(checked: Sequence[Claim]) -> str:
     return "\n".join(lines)
 
 
+def _ladder(place: Place) -> str:
+    found = {owner: place.result(f"ladder-{owner}") for owner in place.settings.table_1}
+    about = """An owner's own domain, from the public model to its dense model and from there down to the merged one.
+        The feed-forward row moves what an expert moves, with nothing beside it."""
+    lines = [f"| | {' | '.join(found)} |", f"|---|{'---|' * len(found)}"]
+    for rung in next(iter(found.values())):
+        lines.append(f"| {rung} | {' | '.join(f'{row[rung]:.3f}' for row in found.values())} |")
+    return _prose(about) + "\n\n" + "\n".join(lines)
+
+
 def _ensemble(place: Place) -> str:
+    if not place.is_done("btm-settings"):
+        return "Not done."
     found = place.result("btm-settings")
     lines = ["| BTM's weights | mean on validation text |", "|---|---|"]
     lines += [f"| {label} | {sum(row.values()) / len(row):.4f} |" for label, row in found.items()]
@@ -124,6 +149,8 @@ def _trials(place: Place) -> str:
         looked at for it. Mean bits per byte over domains and mixed documents of validation text."""
     lines = ["| choice | merged | router tuned |", "|---|---|---|"]
     for label in TRIED:
+        if not place.is_done(f"lever-{label}"):
+            continue
         found = place.result(f"lever-{label}")
         means = [sum(row.values()) / len(row) for row in (found["merged"], found["tuned"])]
         lines.append(f"| {label} | {means[0]:.4f} | {means[1]:.4f} |")

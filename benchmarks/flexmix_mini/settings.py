@@ -32,7 +32,7 @@ class Levers:
     rows: str = "contrast"
     bias_start: float = -1.0
     tuning_rate: float = 1e-2
-    tuning_tokens: int = 300_000
+    tuning_tokens: int = 200_000
     btm_temperature: float = 0.1
     btm_loss: str = "mean"
 

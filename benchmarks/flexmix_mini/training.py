@@ -145,13 +145,12 @@ def _rows(place: Place, kind: str, names: list[str]) -> dict[str, Any]:
     return {name: load_embedding(file) if file.exists() else neutral for name, file in files.items()}
 
 
-def dense(place: Place, *, owner: str, seed: int) -> dict[str, Any]:
-    """Continue the public model on one owner's texts, nothing frozen."""
+def dense(place: Place, *, owner: str, seed: int, trains: str = "everything", into: str = "dense") -> dict[str, Any]:
+    """Continue the public model on one owner's texts, nothing frozen unless `trains` says so."""
     sizes = place.settings
     training = _settings(place, rate=sizes.levers.dense_rate, tokens=sizes.owner_tokens, seed=seed)
-    train_dense(
-        place.model(PUBLIC), place.corpus.documents(owner, "train"), place.model(f"dense-{owner}-{seed}"), training
-    )
+    texts, folder = place.corpus.documents(owner, "train"), place.model(f"{into}-{owner}-{seed}")
+    train_dense(place.model(PUBLIC), texts, folder, training, trains=trains)
     return {"tokens": sizes.owner_tokens}
 
 
