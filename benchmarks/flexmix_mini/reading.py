@@ -17,12 +17,12 @@ What does not: BTM is far ahead on single domains. *Where it is lost* shows why,
   public text. Tuning brings back part of it. The rest is a matter of what a linear router can see: one token's state,
   in a model whose attention was never trained to say which kind of document this is. BTM sees the document so far, and
   domains as clean as these are known after a sentence.
-- **Mixed documents** narrow the distance, as one would expect of routing by token against weights by document, for BTM
-  loses there what it wins by knowing the document.
+- **Mixed documents** narrow the distance, as one would expect of routing by token against weights by document: what
+  BTM wins by knowing the document it wins less of there.
 
-What was learned on the way, on validation text: experts need a learning rate several times that of their paper's; above
-that they gain alone and lose when merged. Rows made to tell an owner's tokens from public ones (contrast rows) merge
-better than means of hidden states, before and after tuning. Leaving the bias out when it was trained with costs more
-than training without it. The exact-match metrics of benchmarks are at chance for models of this size, so answers are
-measured in bits per byte.
+What was learned on the way, on validation text: a higher learning rate makes an expert better alone and worse merged
+without tuning; with tuning the higher one won. Rows made to tell an owner's tokens from public ones (contrast rows)
+merged better than means of hidden states, before and after tuning. A bias that was trained with costs more if it is
+dropped at inference. Answers of benchmarks are measured in bits per byte, for models of this size are at chance on
+their letters.
 """

@@ -57,10 +57,8 @@ def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] =
         f"![Routing shares]({link}/routing.png)",
         "## Experts per token",
         f"![Experts per token]({link}/experts.png)",
-        "## Choosing BTM's settings",
-        _ensemble(place),
-        "## What was tried on validation text",
-        _trials(place),
+        *_ensemble(place),
+        *_trials(place),
         *_tasks(place),
         "## What it cost",
         _cost(place),
@@ -73,7 +71,15 @@ def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] =
 def _not_done(missing: Sequence[str]) -> list[str]:
     if not missing:
         return []
-    return [_prose(f"**Not finished.** These steps were not done when the page was written: {', '.join(missing)}.")]
+    rows = [name.removeprefix("score-") for name in missing if name.startswith("score-")]
+    about = f"""**Not finished.** {len(missing)} steps were not done when this page was written; running the study again
+        goes on from there. Missing, by table, seed and method: {", ".join(rows)}; further steps: {_others(missing)}."""
+    return [_prose(about)]
+
+
+def _others(missing: Sequence[str]) -> str:
+    told = ("lever-", "tasks-", "btm-settings")
+    return ", ".join(name for name in missing if name.startswith(told)) or "none"
 
 
 def _introduction(place: Place) -> str:
@@ -135,26 +141,27 @@ def _ladder(place: Place) -> str:
     return _prose(about) + "\n\n" + "\n".join(lines)
 
 
-def _ensemble(place: Place) -> str:
+def _ensemble(place: Place) -> list[str]:
     if not place.is_done("btm-settings"):
-        return "Not done."
+        return []
     found = place.result("btm-settings")
     lines = ["| BTM's weights | mean on validation text |", "|---|---|"]
     lines += [f"| {label} | {sum(row.values()) / len(row):.4f} |" for label, row in found.items()]
-    return "\n".join(lines)
+    return ["## Choosing BTM's settings", "\n".join(lines)]
 
 
-def _trials(place: Place) -> str:
+def _trials(place: Place) -> list[str]:
+    done = [label for label in TRIED if place.is_done(f"lever-{label}")]
+    if not done:
+        return []
     about = """Each row changes one choice of the study, for two owners on half the tokens; test text was never
         looked at for it. Mean bits per byte over domains and mixed documents of validation text."""
     lines = ["| choice | merged | router tuned |", "|---|---|---|"]
-    for label in TRIED:
-        if not place.is_done(f"lever-{label}"):
-            continue
+    for label in done:
         found = place.result(f"lever-{label}")
         means = [sum(row.values()) / len(row) for row in (found["merged"], found["tuned"])]
         lines.append(f"| {label} | {means[0]:.4f} | {means[1]:.4f} |")
-    return _prose(about) + "\n\n" + "\n".join(lines)
+    return ["## What was tried on validation text", _prose(about), "\n".join(lines)]
 
 
 def _tasks(place: Place) -> list[str]:
@@ -223,7 +230,7 @@ def _write_numbers(
 
     whole = {
         "settings": _plain(place),
-        "table 1": {str(seed): numbers(found) for seed, found in zip(place.settings.seeds, by_seed, strict=True)},
+        "table 1": {str(seed): numbers(found) for seed, found in zip(place.settings.seeds, by_seed, strict=False)},
         "table 2": numbers(table_2),
         "claims": [{"claim": claim.text, "holds": claim.holds, "figures": claim.figures} for claim in checked],
     }
