@@ -40,7 +40,12 @@ def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] =
         _prose(_introduction(place)),
         *_not_done(missing),
         "## Four experts, as in the paper's table 1",
-        _prose(_about(place, "mean and standard deviation over seeds where a method was trained with several")),
+        _prose(
+            _about(
+                place,
+                "mean and standard deviation over seeds where a method was trained with several; the public model is the same for all",
+            )
+        ),
         _table(rows_1, 0),
         "## All experts, as in table 2",
         _table(rows_2, 1),
