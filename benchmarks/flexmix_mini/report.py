@@ -40,12 +40,7 @@ def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] =
         _prose(_introduction(place)),
         *_not_done(missing),
         "## Four experts, as in the paper's table 1",
-        _prose(
-            _about(
-                place,
-                "mean and standard deviation over seeds where a method was trained with several; the public model is the same for all",
-            )
-        ),
+        _prose(_about(place)),
         _table(rows_1, 0),
         "## All experts, as in table 2",
         _table(rows_2, 1),
@@ -100,9 +95,10 @@ def _introduction(place: Place) -> str:
         figures are held-out bits per byte on test documents; lower is better. This page was written by the program."""
 
 
-def _about(place: Place, seeds: str) -> str:
-    owners = ", ".join(place.settings.table_1)
-    return f"Owners: {owners}. {seeds[0].upper()}{seeds[1:]}. The last column is the paper's average over its tasks."
+def _about(place: Place) -> str:
+    return f"""Owners: {", ".join(place.settings.table_1)}. Mean and standard deviation over seeds where a method was
+        trained with several; the public model is the same for all. The last column is the paper's average over its
+        tasks."""
 
 
 def _table(rows: Sequence[Row], paper: int) -> str:
