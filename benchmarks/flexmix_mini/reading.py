@@ -11,7 +11,7 @@ What does not: BTM is far ahead on single domains. *Where it is lost* shows why,
   above one that trains everything, and an expert beside the frozen public one reaches about what these networks reach.
   A model of this size, trained for a few minutes, has poor embeddings and attention for domains it has hardly seen, and
   an expert can mend neither. A 7B model after a trillion tokens has no such gap to close. A vocabulary of a few hundred
-  tokens and wide feed-forward networks, as here, narrow the gap; a larger vocabulary was tried and widened it.
+  tokens and wide feed-forward networks, as here, narrow the gap; a larger one widened it in a preliminary run.
 - **Routing.** With public and own expert alone, the merged model is what its owner trained. With all experts on, tokens
   of one domain reach experts that have never met them, since each owner's router row has only ever been held against
   public text. Tuning brings back part of it. The rest is a matter of what a linear router can see: one token's state,
@@ -20,9 +20,10 @@ What does not: BTM is far ahead on single domains. *Where it is lost* shows why,
 - **Mixed documents** narrow the distance, as one would expect of routing by token against weights by document: what
   BTM wins by knowing the document it wins less of there.
 
-What was learned on the way, on validation text: a higher learning rate makes an expert better alone and worse merged
-without tuning; with tuning the higher one won. Rows made to tell an owner's tokens from public ones (contrast rows)
-merged better than means of hidden states, before and after tuning. A bias that was trained with costs more if it is
-dropped at inference. Answers of benchmarks are measured in bits per byte, for models of this size are at chance on
-their letters.
+What preliminary runs on validation text suggested, whose figures are not kept here (one seed, two owners, and some
+changed two settings at once): a higher learning rate makes an expert better alone and worse merged without tuning,
+while with tuning the higher one won; contrast rows merged better than means of hidden states, after tuning too. The
+choices of the study rest on them. Rows from a sentence encoder, as the paper has them, are compared only where the
+table has a row for them. Answers of benchmarks are measured in bits per byte, since models of this size are at chance
+on their letters.
 """
