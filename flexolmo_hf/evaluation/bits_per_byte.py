@@ -18,6 +18,7 @@ from flexolmo_hf.evaluation.windows import (
     batched_by_length,
     cut_into_windows,
     padded,
+    refuse_beyond,
     refuse_one_string,
     refuse_sizes,
 )
@@ -78,8 +79,8 @@ def bits_per_byte(
         Total bits over total bytes.
 
     Raises:
-        ConfigurationError: If a size is too small, there is no text or one instead of a list, or the tokenizer has
-            neither BOS nor EOS.
+        ConfigurationError: If a size is too small, or a window longer than the model has positions; if there is no
+            text or one instead of a list; if the tokenizer has neither BOS nor EOS.
     """
     if not any(texts):
         raise ConfigurationError("There is no text to score.", "Give at least one document that is not empty.")
@@ -130,8 +131,13 @@ def together(documents: Iterable[BitsPerByte]) -> BitsPerByte:
 
 @torch.no_grad()
 def bits_of_windows(model: PreTrainedModel, batch: Sequence[Window], **call: Any) -> list[float]:
-    """Return the bits that a model needs for the scored tokens of each window of a batch."""
+    """Return the bits that a model needs for the scored tokens of each window of a batch.
+
+    Raises:
+        ConfigurationError: If a window is longer than the model has positions.
+    """
     ids_BT, mask_BT = padded(batch)
+    refuse_beyond(model.config, ids_BT.shape[1])
     labels_BT = ids_BT.masked_fill(mask_BT == 0, _IGNORED)
     logits_BTV = model(
         input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), use_cache=False, **call

@@ -37,6 +37,24 @@ def refuse_sizes(max_length: int, batch_size: int) -> None:
         )
 
 
+def refuse_beyond(config: Any, longest: int) -> None:
+    """Refuse windows with more tokens than a model has positions: what it makes of the rest says nothing about it.
+
+    Args:
+        config: The model's settings; without ``max_position_embeddings`` any length is its own.
+        longest: Tokens of the longest window.
+
+    Raises:
+        ConfigurationError: If one is too long.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ConfigurationError(
+            f"A window has {longest} tokens, but the model has {positions} positions.",
+            f"Cut texts into windows of at most {positions} tokens, with max_length or --max-length.",
+        )
+
+
 def refuse_one_string(texts: Any, whose: str = "") -> None:
     """Refuse one text where many are meant: each of its characters would be taken for a document.
 

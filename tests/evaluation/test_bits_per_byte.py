@@ -132,6 +132,12 @@ def test_empty_document_among_others_counts_nothing(model, tokenizer):
     assert bits_per_byte(model, tokenizer, ["", *TEXTS]) == bits_per_byte(model, tokenizer, TEXTS)
 
 
+def test_windows_beyond_the_models_positions_are_refused(model, tokenizer):
+    with pytest.raises(ConfigurationError, match="201 tokens, but the model has 128 positions"):
+        bits_per_byte(model, tokenizer, ["m" * 200])
+    assert bits_per_byte(model, tokenizer, ["m" * 200], max_length=128).tokens == 200
+
+
 @pytest.mark.parametrize("sizes", [{"max_length": 1}, {"batch_size": 0}], ids=str)
 def test_sizes_that_leave_nothing_to_score_are_refused(model, tokenizer, sizes):
     with pytest.raises(ConfigurationError, match="leave nothing to score"):

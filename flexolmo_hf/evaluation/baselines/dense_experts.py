@@ -19,6 +19,7 @@ from flexolmo_hf._folder import new_folder, refuse_nonempty
 from flexolmo_hf.composition.fingerprint import anchor_settings
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
 from flexolmo_hf.errors import AnchorMismatchError, ConfigurationError, EmptyExpertSetError, NotOlmo2Error
+from flexolmo_hf.evaluation.baselines.loading import tokenizers_differ
 from flexolmo_hf.evaluation.baselines.rows import starting_rows
 from flexolmo_hf.evaluation.baselines.soup import weighted_mean
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
@@ -83,6 +84,7 @@ def combine(
         AnchorMismatchError: If one has other settings than the anchor, such as another width.
         DuplicateExpertError, InvalidExpertNameError, EmptyExpertSetError: If a name is taken, unusable, or none is
             given. UnknownExpertError, ConfigurationError, RouterProjectionError: If the rows do not fit.
+        ConfigurationError: If one has another tokenizer.
         OutputFolderNotEmptyError, NoSpaceError: If the output has no place.
     """
     refuse_nonempty(output_dir)
@@ -112,6 +114,11 @@ def _checked_parts(anchor: str | os.PathLike, experts: Mapping[str, str | os.Pat
             f"{key} {found[key]!r} instead of {wanted[key]!r}" for key in wanted if found[key] != wanted[key]
         ]:
             raise AnchorMismatchError(name, differing, [])
+        if tokenizers_differ(parts[PUBLIC].folder, reader.folder):
+            raise ConfigurationError(
+                f"The dense model for expert {name!r} has another tokenizer than the anchor.",
+                "Train dense models from the anchor, with its tokenizer: they share its embeddings.",
+            )
     return parts
 
 

@@ -1,5 +1,6 @@
 """Whole models that a baseline is made of: how they are loaded, and what has to be the same in all of them."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, TypeAlias
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.errors import ConfigurationError, DamagedFileError
 
 Member: TypeAlias = PreTrainedModel | str | os.PathLike
 
@@ -15,6 +16,9 @@ Member: TypeAlias = PreTrainedModel | str | os.PathLike
 _FROM_FIRST = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 # What says which files of a repository are meant, for tokenizers as for models.
 _WHICH_FILES = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+# What a tokenizer's file says beside it (truncation, padding) is how it was last used.
+_OF_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 
 
 def loaded(models: Mapping[str, Member]) -> list[PreTrainedModel]:
@@ -60,6 +64,28 @@ def refuse_other_parts(folder: Path, parts: Sequence[str], prefix: str) -> None:
             f"The folder holds {others}, which the model that is saved does not have.",
             "Save into a new folder, or remove them first.",
         )
+
+
+def tokenizers_differ(first: Path | None, second: Path | None) -> bool:
+    """Tell whether two checkpoints' tokenizers give tokens another meaning; one without a tokenizer agrees with all.
+
+    Args:
+        first: A folder, or None for a model in memory.
+        second: Another.
+    """
+    meanings = [folder and _meaning_of_tokens(folder / "tokenizer.json") for folder in (first, second)]
+    return None not in meanings and meanings[0] != meanings[1]
+
+
+def _meaning_of_tokens(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        # The cause would quote the file.
+        raise DamagedFileError(file.name, "it is not JSON") from None
+    return {key: content.get(key) for key in _OF_TOKENIZER}
 
 
 class Folder:

@@ -5,7 +5,6 @@ one output file and, in float64, of one tensor; not that of a model.
 """
 
 import copy
-import json
 import math
 import os
 import shutil
@@ -21,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from flexolmo_hf._folder import new_folder, refuse_nonempty
 from flexolmo_hf.composition.reader import CheckpointReader, non_weight_files
 from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError, NonFiniteTensorError
-from flexolmo_hf.evaluation.baselines.loading import Member
+from flexolmo_hf.evaluation.baselines.loading import Member, tokenizers_differ
 from flexolmo_hf.modeling.files.layout import Deferred, bytes_of, write_weights
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 
@@ -39,8 +38,6 @@ _INCIDENTAL = {
     "transformers_version",
     "use_cache",
 }
-# What a tokenizer's file says beside it (truncation, padding) is how it was last used.
-_OF_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,7 @@ def _refuse_differences(sources: Mapping[Any, _Source]) -> None:
         tensors = sorted(key for key in first.shapes.keys() | other.shapes if _other(first, other, key))
         if tensors:
             differences.append(f"{len(tensors)} tensor(s) such as {tensors[0]}")
-        if None not in (mine := _tokenizer(first.folder), theirs := _tokenizer(other.folder)) and mine != theirs:
+        if tokenizers_differ(first.folder, other.folder):
             differences.append("the tokenizer")
         if differences:
             raise ConfigurationError(
@@ -212,14 +209,6 @@ def _other(first: _Source, other: _Source, key: str) -> bool:
     if first.shapes.get(key) != other.shapes.get(key):
         return True
     return first.tensor(key).dtype != other.tensor(key).dtype
-
-
-def _tokenizer(folder: Path | None) -> Any:
-    file = None if folder is None else folder / "tokenizer.json"
-    if file is None or not file.is_file():
-        return None
-    content = json.loads(file.read_text("utf-8"))
-    return {key: content.get(key) for key in _OF_TOKENIZER}
 
 
 def _built(first: _Source, state: dict[str, torch.Tensor]) -> Any:

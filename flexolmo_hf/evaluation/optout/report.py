@@ -1,6 +1,7 @@
 """The opt-out matrix on the terminal, as Markdown and as JSON."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -106,7 +107,8 @@ def save(matrix: OptOutMatrix, folder: str | os.PathLike, clauses: Sequence[Clau
         MissingExtraError: If matplotlib is not installed.
     """
     with new_folder(folder) as place:
-        said = json.dumps(as_dict(matrix, clauses), indent=1, ensure_ascii=False)
+        # A broken model's figures may be infinite or no number, for which JSON has no word.
+        said = json.dumps(_or_null(as_dict(matrix, clauses)), indent=1, ensure_ascii=False, allow_nan=False)
         (place / "opt_out.json").write_text(said + "\n", encoding="utf-8")
         (place / "opt_out.md").write_text(markdown(matrix, clauses), encoding="utf-8")
         draw(matrix, place / "opt_out.png")
@@ -143,3 +145,11 @@ def _figures(matrix: OptOutMatrix, label: str, data: str) -> dict[str, Any]:
         "change_interval": asdict(change.interval),
         "own": matrix.is_own(label, data),
     }
+
+
+def _or_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _or_null(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,7 @@ from flexolmo_hf.evaluation.routing_shares.batches import Documents, batches
 from flexolmo_hf.evaluation.routing_shares.one_set import one_set
 from flexolmo_hf.evaluation.routing_shares.result import RoutingShares
 from flexolmo_hf.evaluation.routing_shares.tally import Tally, buckets
-from flexolmo_hf.evaluation.windows import refuse_sizes
+from flexolmo_hf.evaluation.windows import refuse_beyond, refuse_sizes
 
 
 def routing_shares(
@@ -44,7 +44,8 @@ def routing_shares(
         The shares.
 
     Raises:
-        ConfigurationError: If a size is too small, `top_k` is more than the model uses, or a domain holds no text.
+        ConfigurationError: If a size is too small, a window longer than the model has positions, `top_k` is more than
+            the model uses, or a domain holds no text.
         NonFiniteTensorError: If the model computes something that is no number.
         FlexOlmoError: As `one_set` does, for a model without experts too.
     """
@@ -64,6 +65,7 @@ def routing_shares(
     for domain, given in texts.items():
         tally, of_domain = Tally(domain, layers=len(model.mixtures), **sizes), Documents(domain, given)
         for batch in batches(tokenizer, of_domain, max_length=max_length, batch_size=batch_size):
+            refuse_beyond(model.config, batch.ids.shape[1])
             found = model.attribution(
                 batch.ids.to(model.device), batch.mask.to(model.device), active_experts=selection
             ).weights

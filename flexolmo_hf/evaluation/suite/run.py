@@ -95,6 +95,11 @@ def _runners(suites: Sequence[str], settings: SuiteSettings) -> list[Runner]:
 
     names = resolve(suites, harness.own_tasks(settings.own_tasks))
     judged = [name for name in names if name in TASKS and TASKS[name].judged]
+    if not judged and (settings.judge or settings.news or settings.poems):
+        raise ConfigurationError(
+            f"None of the tasks {', '.join(names)} has a judge or documents.",
+            "Add newsg or poemg to the suite, or leave out --judge, --news and --poems.",
+        )
     rated = _judged(judged, settings) if judged else []
     others = [name for name in names if name not in judged]
     if not others:

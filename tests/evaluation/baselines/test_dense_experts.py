@@ -188,3 +188,7 @@ def test_wrong_parts_are_refused_before_anything_is_written(tmp_path, build, ref
         build(owners.anchor, owners.experts, out, experts_per_token=3)
     with refused(OutputFolderNotEmptyError):
         build(owners.anchor, owners.experts, tmp_path / "mixture")
+    owners.tokenizer.add_tokens("new")
+    owners.tokenizer.save_pretrained(owners.experts["math"])
+    with refused(ConfigurationError, "'math'", "tokenizer"):
+        build(owners.anchor, owners.experts, out)

@@ -89,6 +89,19 @@ def test_a_report_is_a_new_folder_of_three_files(tmp_path):
         save(made(), tmp_path / "report")
 
 
+def test_json_of_a_broken_model_is_strict_and_has_nulls(tmp_path):
+    save(made({"without math": {"public": 0, "math": float("nan"), "code": 0}}), tmp_path / "report")
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    written = (tmp_path / "report" / "opt_out.json").read_text("utf-8")
+    found = json.loads(written, parse_constant=refuse)["sets"]["without math"]["data"]
+    assert found["math"]["bits_per_byte"] is None
+    assert found["math"]["change_interval"] == {"low": None, "high": None}
+    assert found["code"]["change"] == 0
+
+
 def test_a_data_name_is_no_markup():
     name = "[red]|x"
     rows = {label: {name: 1} for label in made().sets}

@@ -263,6 +263,7 @@ def test_a_model_in_training_is_left_in_training(model, tokenizer):
         ({"texts": {}}, ConfigurationError, "no domain"),
         ({"max_length": 1}, ConfigurationError, "max_length=1"),
         ({"batch_size": 0}, ConfigurationError, "batch_size=0"),
+        ({"texts": {"a": ["m" * 200]}}, ConfigurationError, "201 tokens, but the model has 128 positions"),
         ({"top_k": 4}, ConfigurationError, "top_k is 4"),
         ({"active_experts": ["maht"]}, UnknownExpertError, "'math'"),
         ({"active_experts": [["public"], ["math"]]}, ExpertRowsError, "one set at a time"),

@@ -171,6 +171,8 @@ def test_offline_tasks_are_run_with_each_set_in_force(checkpoint, monkeypatch):
         (["--suite", "code4"], ["mbpp", "--allow-code"]),
         (["--suite", "newsg"], ["newsg", "--judge", "--news"]),
         (["--suite", "poemg", "--judge", "X", "--news", "Y"], ["poemg", "--poems"]),
+        (["--suite", "mc9", "--judge", "X"], ["newsg", "--judge"]),
+        (["--suite", "bbh", "--poems", "X"], ["bbh", "--poems"]),
         (["--suite", "mc9", "--limit", "0"], ["limit=0"]),
         (["--suite", "mc9", "--variant", "rc"], ["--offline"]),
         (["--suite", "mc9", "--active-experts", "public+"], ["'public+'"]),
