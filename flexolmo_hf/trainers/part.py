@@ -14,6 +14,7 @@ from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 from flexolmo_hf.trainers.config import PartSettings
 from flexolmo_hf.trainers.freezing import project_biases
+from flexolmo_hf.trainers.fused_head import small_pieces
 from flexolmo_hf.trainers.losses import TrainingTap, lm_z_squares, router_z_loss
 from flexolmo_hf.trainers.progress import ExpertProgressBar
 from flexolmo_hf.trainers.proof import FrozenProof
@@ -106,10 +107,16 @@ class PartTrainerMixin:
         if self._batches == 0:
             self._proof.follow_sharding(self.model)
         self._batches += 1
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        with small_pieces(self.accelerator.device):
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         if not torch.isfinite(loss):
             raise NonFiniteLossError(self.state.global_step + 1, self._batches, self._last_checkpoint())
         return loss
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as the host does."""
+        with small_pieces(self.accelerator.device):
+            return super().prediction_step(*args, **kwargs)  # type: ignore[misc]
 
     def _last_checkpoint(self) -> str | None:
         try:
