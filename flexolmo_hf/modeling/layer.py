@@ -13,29 +13,8 @@ from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.few_rows import FewRowsLinear
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
+from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm
 from flexolmo_hf.modeling.selection import Selection
-
-# Up to so many values memory is not what takes time.
-_SMALL = 2**16
-
-
-class FlexOlmoRMSNorm(upstream.FlexOlmoRMSNorm):
-    """Differs from upstream's norm only on a CPU in float32 without gradient, where it takes less fresh memory."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Divide by the root mean square over the last dimension; the shape stays."""
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or hidden_states.numel() < _SMALL
-            or hidden_states.device.type != "cpu"
-            or not hidden_states.dtype == self.weight.dtype == torch.float32
-        ):
-            output: torch.Tensor = super().forward(hidden_states)
-            return output
-        squares = torch.linalg.vecdot(hidden_states, hidden_states).unsqueeze(-1)
-        scale = squares.div_(hidden_states.shape[-1]).add_(self.variance_epsilon).rsqrt_()
-        return (hidden_states * scale).mul_(self.weight)
 
 
 class FlexOlmoAttention(upstream.FlexOlmoAttention):

@@ -21,9 +21,10 @@ from flexolmo_hf.modeling.few_rows import FewRowsLinear
 from flexolmo_hf.modeling.files.checkpoint import NamedExpertCheckpoint
 from flexolmo_hf.modeling.generation import SetsInGeneration
 from flexolmo_hf.modeling.implementation import ExpertsImplementation
-from flexolmo_hf.modeling.layer import FlexOlmoDecoderLayer, FlexOlmoRMSNorm
+from flexolmo_hf.modeling.layer import FlexOlmoDecoderLayer
 from flexolmo_hf.modeling.live import LiveExperts
 from flexolmo_hf.modeling.names import parse_expert_set
+from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm
 from flexolmo_hf.modeling.selection import Selection
 from flexolmo_hf.modeling.set_key import ExpertSetKeys
 
