@@ -5,6 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ class SteppedTrainer:
         model: The model to train.
         batch: Sequences of a step.
         length: Tokens of each.
-        run: Has the main thread do something, and returns at once. Other threads get memory and helpers in another way,
-            and are slower.
+        run: Has the main thread do something, and returns at once. Only that thread may compute: OpenMP gives each
+            thread that does a team of its own, and with more threads than cores every team falls asleep between two
+            operations instead of waiting awake.
         **changes: Settings that differ.
     """
 
@@ -38,13 +40,11 @@ class SteppedTrainer:
         self._folder = tempfile.TemporaryDirectory()
         self._go: queue.Queue[bool] = queue.Queue()
         self._arrived: queue.Queue[BaseException | float] = queue.Queue()
-        begin = time.perf_counter()
-        self.trainer = make_trainer(model, batch, length, Path(self._folder.name), **changes)
-        #: Seconds to build it, which hashes all that is frozen.
-        self.built = time.perf_counter() - begin
-        self.trainer.add_callback(_Gate(self._go, self._arrived))
         self._ended = threading.Event()
-        run(self._train)
+        self.trainer: Any = None
+        #: Seconds to build it, which hashes all that is frozen.
+        self.built = 0.0
+        run(partial(self._train, model, batch, length, changes))
         self._wait()
 
     @property
@@ -67,8 +67,12 @@ class SteppedTrainer:
         self.trainer._proof.check(self.trainer.model)
         return time.perf_counter() - begin
 
-    def _train(self) -> None:
+    def _train(self, model: Any, batch: int, length: int, changes: dict[str, Any]) -> None:
         try:
+            begin = time.perf_counter()
+            self.trainer = make_trainer(model, batch, length, Path(self._folder.name), **changes)
+            self.built = time.perf_counter() - begin
+            self.trainer.add_callback(_Gate(self._go, self._arrived))
             self.trainer.train()
         except BaseException as error:
             # The one who waits is told, in its own thread.

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +27,20 @@ MAIN_THREAD: "queue.Queue[Callable[[], None] | None]" = queue.Queue()
 def in_a_thread(task: Callable[[], None]) -> None:
     """Do something beside the main thread, where how fast it is does not matter."""
     threading.Thread(target=task, daemon=True).start()
+
+
+def result_of(run: Callable[[Callable[[], None]], None], task: Callable[[], Any]) -> Any:
+    """Have another thread do something, wait for it, and return or raise what comes of it."""
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(task())
+        except BaseException as error:
+            done.set_exception(error)
+
+    run(work)
+    return done.result()
 
 
 class Bench:
@@ -48,16 +64,21 @@ class Bench:
             length: Tokens of each.
             **changes: Settings of the trainer that differ.
         """
+        ready = partial(self._load, folder, batch, length)
+        # Who waits for the trainer must not compute: see `SteppedTrainer`.
+        loss: float = result_of(self._run, ready) if self.who == "trainer" else ready()
+        if self.who == "trainer":
+            self._stepped = SteppedTrainer(self.model, batch, length, self._run, **changes)
+        return loss
+
+    def _load(self, folder: str, batch: int, length: int) -> float:
         if self.who.startswith("stock"):
             self.model, self.optimizer = contestants.stock(folder, "eager", freeze=self.who == "stock, frozen")
         else:
             self.model, self.optimizer = contestants.ours(folder)
         self.ids_BT = contestants.tokens(batch, length, self.model.config.vocab_size)
         with torch.no_grad():
-            loss = float(self.model(self.ids_BT, labels=self.ids_BT, use_cache=False).loss)
-        if self.who == "trainer":
-            self._stepped = SteppedTrainer(self.model, batch, length, self._run, **changes)
-        return loss
+            return float(self.model(self.ids_BT, labels=self.ids_BT, use_cache=False).loss)
 
     def step(self, implementation: str = "auto") -> float:
         """Take one step and return its seconds."""
