@@ -47,6 +47,8 @@ def _comparisons(table_1: Sequence[dict[str, Scores]], table_2: dict[str, Scores
         (MERGED, "hidden-state rows"),
         (TUNED, MERGED),
         (MERGED, "unrestricted MoE, same compute"),
+        ("unrestricted MoE, same compute", TUNED),
+        ("unrestricted MoE, same data", BTM),
         ("unrestricted MoE, same data", MERGED),
     ):
         with_both = [seed for seed in table_1 if better in seed and worse in seed]

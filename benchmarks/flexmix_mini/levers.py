@@ -17,6 +17,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "experts learn slower": {"expert_rate": 2e-3},
     "hidden-state rows, which learn faster": {"rows": "hidden states", "router_scale": 1.0},
     "router tuning on half the tokens": {"tuning_tokens": 100_000},
+    "router tuning on four times the tokens": {"tuning_tokens": 800_000},
     "router tuning at half the rate": {"tuning_rate": 5e-3},
 }
 OWNERS = ("math", "code")

@@ -124,6 +124,7 @@ def ladder(place: Place, *, owner: str, seed: int, table: str) -> dict[str, floa
         "expert beside public": (f"merged-{of}", alone),
         "merged, all experts": (f"merged-{of}", {}),
         "router tuned, all experts": (f"tuned-{of}", {}),
+        "router tuned on the owners' own text": (f"bound-{of}", {}),
         "router tuned, public and own alone": (f"tuned-{of}", alone),
     }
     return {

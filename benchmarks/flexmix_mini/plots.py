@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.flexmix_mini.claims import ALL, by_experts, opt_out_rows, routing_of
 from benchmarks.flexmix_mini.place import Place
 from benchmarks.flexmix_mini.tables import Row, Scores, change
-from flexolmo_hf.evaluation.figures import COLOURS, DIVERGING, HATCHES, MARKERS, SEQUENTIAL, figure, save
+from flexolmo_hf.evaluation.figures import COLOURS, DIVERGING, MARKERS, SEQUENTIAL, figure, save
 
 
 def draw_all(place: Place, folder: Path, table_1: Sequence[Row], table_2: Sequence[Row]) -> None:
@@ -26,19 +26,19 @@ def _methods(path: Path, table_1: Sequence[Row], table_2: Sequence[Row]) -> None
         for axis, rows, title in zip(axes, (table_1, table_2), ("Four experts", "All experts"), strict=True):
             rows = [row for row in rows if not row.label.startswith("dense ")][::-1]
             at = np.arange(len(rows))
-            for offset, column, index in ((0.2, "domains", 0), (-0.2, "mixed", 1)):
-                axis.barh(
-                    at + offset,
-                    [row.values.get(column, 0) for row in rows],
-                    0.38,
+            # Points, since bars would have to begin at zero, where no model is.
+            for column, label, index in (("domains", "single domains", 0), ("mixed", "mixed documents", 1)):
+                axis.errorbar(
+                    [row.values.get(column, np.nan) for row in rows],
+                    at,
                     xerr=[row.deviation.get(column, 0) for row in rows],
                     color=COLOURS[index],
-                    hatch=HATCHES[index],
-                    edgecolor="white",
-                    label={"domains": "single domains", "mixed": "mixed documents"}[column],
+                    marker=MARKERS[index],
+                    linestyle="none",
+                    label=label,
                 )
             axis.set_yticks(at, [row.label for row in rows])
-            axis.set_xlim(left=0.9 * min(min(row.values["domains"], row.values.get("mixed", 9)) for row in rows))
+            axis.grid(axis="y", alpha=0.4)
             axis.set_xlabel("held-out bits per byte (lower is better)")
             axis.set_title(title)
         axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.06), ncols=2)

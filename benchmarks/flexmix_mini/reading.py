@@ -16,9 +16,15 @@ What does not: BTM is far ahead on single domains. *Where it is lost* shows why,
   of one domain reach experts that have never met them, since each owner's router row has only ever been held against
   public text. Tuning brings back part of it. The rest is a matter of what a linear router can see: one token's state,
   in a model whose attention was never trained to say which kind of document this is. BTM sees the document so far, and
-  domains as clean as these are known after a sentence.
+  domains as clean as these are known after a sentence. Proxies are not what limits: a router tuned on the owners' own
+  text, which nobody may have, is hardly better than one tuned on theirs, nor do four times the tokens help much.
 - **Mixed documents** narrow the distance, as one would expect of routing by token against weights by document: what
   BTM wins by knowing the document it wins less of there.
+- **The bar is high here.** Training a mixture on everybody's text together, all parameters free, is what data owners
+  cannot do. With the same compute as one owner's share it comes out about where FlexOlmo with router tuning does, and
+  even with all the owners' tokens it does no more than reach BTM on the mean of all. An ensemble of small whole models
+  is strong where each domain is all that its model has to know, and costs as many models to hold and to run; the paper
+  compares models that have long seen every domain.
 
 What preliminary runs on validation text suggested, whose figures are not kept here (one seed, two owners, and some
 changed two settings at once): a higher learning rate makes an expert better alone and worse merged without tuning,

@@ -135,7 +135,8 @@ def _claims(checked: Sequence[Claim]) -> str:
 def _ladder(place: Place) -> str:
     found = {owner: place.result(f"ladder-{owner}") for owner in place.settings.table_1}
     about = """An owner's own domain, from the public model to its dense model and from there down to the merged one.
-        The feed-forward row moves what an expert moves, with nothing beside it."""
+        The feed-forward row moves what an expert moves, with nothing beside it. Nobody may tune on the owners' own
+        text; that row bounds what better proxies could give."""
     lines = [f"| | {' | '.join(found)} |", f"|---|{'---|' * len(found)}"]
     for rung in next(iter(found.values())):
         lines.append(f"| {rung} | {' | '.join(f'{row[rung]:.3f}' for row in found.values())} |")

@@ -144,11 +144,14 @@ def _analysis(settings: StudySettings) -> Iterator[Step]:
     for folder in (merged, tuned):
         yield Step(f"routing-{folder}", measuring.routing, (folder,), {"folder": folder, "owners": owners})
     yield Step(f"optout-{tuned}", measuring.opt_out, (tuned,), {"folder": tuned, "owners": owners})
+    four = f"{METHOD}-t1-{seed}"
+    bound = {"merged": f"merged-{four}", "into": f"bound-{four}", "owners": list(settings.table_1), "seed": seed}
+    yield Step(f"bound-{four}", training.tune, (f"merged-{four}",), bound | {"on_private": True})
     for owner in settings.table_1:
         arguments = {"owner": owner, "seed": seed}
         frozen = arguments | {"trains": "feed_forward", "into": "feed-forward"}
         yield Step(f"feed-forward-{owner}-{seed}", training.dense, (PUBLIC,), frozen)
-        needs = (f"tuned-{METHOD}-t1-{seed}", f"dense-{owner}-{seed}", f"feed-forward-{owner}-{seed}")
+        needs = (f"tuned-{four}", f"bound-{four}", f"dense-{owner}-{seed}", f"feed-forward-{owner}-{seed}")
         yield Step(f"ladder-{owner}", measuring.ladder, needs, arguments | {"table": "t1"})
     for used in EXPERTS_PER_TOKEN:
         model = {"folder": tuned, "num_experts_per_tok": used}

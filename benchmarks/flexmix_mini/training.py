@@ -198,11 +198,18 @@ def merge(place: Place, *, owners: list[str], seed: int, variant: str, into: str
     return {"parameters": _parameters(place.model(into))}
 
 
-def tune(place: Place, *, merged: str, owners: list[str], seed: int, into: str) -> dict[str, Any]:
-    """Tune the merged model's router on public text and on the owners' proxies."""
+def tune(
+    place: Place, *, merged: str, owners: list[str], seed: int, into: str, on_private: bool = False
+) -> dict[str, Any]:
+    """Tune the merged model's router on public text and on the owners' proxies.
+
+    With `on_private` the owners' own texts take the proxies' place, which the method forbids: a bound for any proxies.
+    """
     levers = place.settings.levers
     texts = {PUBLIC: place.corpus.documents(PUBLIC, "train")}
-    texts |= {owner: place.result("proxies")[owner]["texts"] for owner in owners}
+    for owner in owners:
+        private = place.corpus.documents(owner, "train") if on_private else None
+        texts[owner] = place.result("proxies")[owner]["texts"] if private is None else private
     training = _settings(place, rate=levers.tuning_rate, tokens=levers.tuning_tokens, seed=seed)
     model = FlexOlmoForCausalLM.from_pretrained(place.model(merged))
     trainer = RouterSFTTrainer(

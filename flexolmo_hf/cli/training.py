@@ -21,5 +21,8 @@ def train(
         require("train", "trl", "datasets")
         from flexolmo_hf.trainers.job import read_job, run_job
 
-        output = run_job(*read_job(config))
-    typer.echo(f"Wrote {output}.")
+        inputs, settings = read_job(config)
+        output = run_job(inputs, settings)
+    # Of several processes one speaks.
+    if settings.should_save:
+        typer.echo(f"Wrote {output}.")

@@ -14,7 +14,7 @@ from flexolmo_hf.trainers.resume import last_complete_checkpoint
 from flexolmo_hf.trainers.sharded import expert_state, load_expert_state
 from tests.conftest import byte_tokenizer, dense_model
 from tests.trainers import ddp_worker, fsdp_trainer_worker, fsdp_worker
-from tests.trainers.launching import ROOT, launch
+from tests.trainers.launching import launch
 from tests.trainers.test_freezing import belongs_to
 
 HERE = Path(__file__).parent
@@ -258,9 +258,8 @@ def test_the_command_trains_in_two_processes_what_it_trains_in_one(place):
             "save_strategy": "no",
         }
         (place / "job.yaml").write_text(yaml.safe_dump(job))
-        launch(
-            ROOT / "flexolmo_hf" / "cli" / "__main__.py", "train", "--config", place / "job.yaml", processes=processes
-        )
+        said = launch("-m", "flexolmo_hf.cli", "train", "--config", place / "job.yaml", processes=processes)
+        assert said.count("Wrote ") == 1
     one, two = (FlexOlmoForCausalLM.from_pretrained(place / f"job in {n}").state_dict() for n in (1, 2))
 
     for key, tensor in one.items():
