@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.flexmix_mini.measuring import PUBLIC, documents_of
@@ -16,10 +16,16 @@ MERGED, TUNED, BTM = METHOD, "router tuning", "BTM top-2"
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement, whether it holds here, and the figures that say so."""
+    """A statement, whether it holds here, and the figures that say so.
+
+    Attributes:
+        text: The statement.
+        holds: Whether it holds; None if the figures are nearer to each other than seeds are.
+        figures: What was compared.
+    """
 
     text: str
-    holds: bool
+    holds: bool | None
     figures: str
 
 
@@ -35,6 +41,7 @@ def _average(scores: Sequence[dict[str, Scores]], label: str) -> float | None:
 
 def _comparisons(table_1: Sequence[dict[str, Scores]], table_2: dict[str, Scores]) -> list[Claim]:
     found = []
+    near = _between_seeds(table_1)
     for better, worse in (
         (MERGED, PUBLIC),
         (MERGED, "soup"),
@@ -58,7 +65,7 @@ def _comparisons(table_1: Sequence[dict[str, Scores]], table_2: dict[str, Scores
         found.append(
             Claim(
                 f"Four experts: {better} is better than {worse}",
-                one < other,
+                _better(one, other, near),
                 f"{one:.3f} against {other:.3f} bits per byte, mean over domains, {_seeds(len(with_both))}",
             )
         )
@@ -68,11 +75,21 @@ def _comparisons(table_1: Sequence[dict[str, Scores]], table_2: dict[str, Scores
             found.append(
                 Claim(
                     f"All experts: {better} is better than {worse}",
-                    one < other,
+                    _better(one, other, near),
                     f"{one:.3f} against {other:.3f} bits per byte, mean over domains",
                 )
             )
     return found
+
+
+def _between_seeds(scores: Sequence[dict[str, Scores]]) -> float:
+    """Return twice the deviation between seeds of what was trained with most of them: less than that is chance."""
+    by_label = {label: [_average([seed], label) for seed in scores if label in seed] for label in (MERGED, TUNED)}
+    return 2 * max((stdev(found) for found in by_label.values() if len(found) > 1), default=0.0)
+
+
+def _better(one: float, other: float, near: float) -> bool | None:
+    return None if abs(one - other) < near else one < other
 
 
 def _seeds(count: int) -> str:

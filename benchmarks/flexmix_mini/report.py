@@ -127,7 +127,7 @@ def _cell(row: Row, name: str, best: float) -> str:
 
 def _claims(checked: Sequence[Claim]) -> str:
     lines = ["| claim | here | figures |", "|---|---|---|"]
-    said = {True: "holds", False: "**does not hold**"}
+    said = {True: "holds", False: "**does not hold**", None: "too close to tell"}
     lines += [f"| {claim.text} | {said[claim.holds]} | {claim.figures} |" for claim in checked]
     return "\n".join(lines)
 
