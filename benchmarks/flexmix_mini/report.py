@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.flexmix_mini.claims import Claim, claims
+from benchmarks.flexmix_mini.cost import cost_table, hours
 from benchmarks.flexmix_mini.levers import TRIED
 from benchmarks.flexmix_mini.measuring import PUBLIC
 from benchmarks.flexmix_mini.place import Place
@@ -61,7 +62,7 @@ def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] =
         *_trials(place),
         *_tasks(place),
         "## What it cost",
-        _cost(place),
+        *_cost(place),
         "## How sure",
         _prose(_sureness(table_2)),
     ]
@@ -185,30 +186,12 @@ def _tasks(place: Place) -> list[str]:
     return ["## Benchmarks", _prose(about), "\n".join(lines)]
 
 
-def _cost(place: Place) -> str:
-    seed, owners = place.settings.seeds[0], place.settings.owners
-    per_owner = sum(place.seconds(f"expert-FlexOlmo-{owner}-{seed}") for owner in owners) / len(owners)
-    per_dense = sum(place.seconds(f"dense-{owner}-{seed}") for owner in owners) / len(owners)
-    of = f"t2-{seed}"
-    public = place.result(PUBLIC)["parameters"]
-    merged = place.result(f"merged-FlexOlmo-{of}")["parameters"]
-    tokens = place.settings.owner_tokens
-    scored = {label: place.seconds(f"score-{of}-{label}") for label in (PUBLIC, "FlexOlmo", "BTM top-2", "soup")}
-    lines = [
-        "| | parameters to hold | training, core seconds | tokens seen | scoring, core seconds |",
-        "|---|---|---|---|---|",
-        f"| public | {public / 1e6:.1f} M | {place.seconds(PUBLIC):.0f} | {place.settings.public_tokens / 1e6:.1f} M | "
-        f"{scored[PUBLIC]:.0f} |",
-        f"| one owner's dense model | {public / 1e6:.1f} M | {per_dense:.0f} | {tokens / 1e6:.1f} M | |",
-        f"| one owner's expert | | {per_owner:.0f} | {tokens / 1e6:.1f} M | |",
-        f"| soup | {public / 1e6:.1f} M | | | {scored['soup']:.0f} |",
-        f"| BTM top-2 | {public * (len(owners) + 1) / 1e6:.1f} M | | | {scored['BTM top-2']:.0f} |",
-        f"| FlexOlmo | {merged / 1e6:.1f} M | | | {scored['FlexOlmo']:.0f} |",
-        f"| router tuning | | {place.seconds(f'tuned-FlexOlmo-{of}'):.0f} | "
-        f"{place.settings.levers.tuning_tokens / 1e6:.1f} M | |",
-    ]
-    total = sum(json.loads(file.read_text("utf8"))["seconds"] for file in (place.root / "results").glob("*.json"))
-    return "\n".join(lines) + f"\n\nAll steps together took {total / 3600:.1f} hours of one core."
+def _cost(place: Place) -> list[str]:
+    about = """Training is that of all owners together, beyond the public model, whose own is in its row; times are of
+        one core, measured with another step on the other. Scoring reads every test text of the table once, without a
+        cache. Prompt routing also holds and runs its chat model."""
+    whole = f"All steps together took {hours(place):.1f} hours of one core."
+    return [_prose(about), "Four experts:", cost_table(place, "t1"), "All experts:", cost_table(place, "t2"), whole]
 
 
 def _sureness(scores: dict[str, Scores]) -> str:
