@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.flexmix_mini.measuring import PUBLIC, documents_of
 from benchmarks.flexmix_mini.place import Place
 from benchmarks.flexmix_mini.steps import METHOD
-from benchmarks.flexmix_mini.tables import Scores, change, kinds, own_dense
+from benchmarks.flexmix_mini.tables import Scores, change, kinds, mean_difference, own_dense
 from flexolmo_hf.evaluation.optout.matrix import ALL
 
 MERGED, TUNED, BTM = METHOD, "router tuning", "BTM top-2"
@@ -20,80 +20,92 @@ class Claim:
 
     Attributes:
         text: The statement.
-        holds: Whether it holds; None if the figures are nearer to each other than seeds are.
+        holds: Whether it holds on single domains; None if that cannot be told.
         figures: What was compared.
+        mixed: The same for mixed documents, where methods are compared; "" elsewhere.
     """
 
     text: str
     holds: bool | None
     figures: str
+    mixed: bool | None | str = ""
 
 
 def claims(place: Place, table_1: Sequence[dict[str, Scores]], table_2: dict[str, Scores]) -> list[Claim]:
     """Check every claim that the study can check."""
-    return [*_comparisons(table_1, table_2), *_goals(table_2), *_opting_out(place), *_routing(place), *_experts(place)]
+    return [
+        *(_compared("Four experts", table_1, pair) for pair in _PAIRS_1 if any(_has(one, pair) for one in table_1)),
+        *(_compared("All experts", [table_2], pair, table_1) for pair in _PAIRS_2 if _has(table_2, pair)),
+        *_goals(table_2),
+        *_opting_out(place),
+        *_routing(place),
+        *_experts(place),
+    ]
 
 
-def _average(scores: Sequence[dict[str, Scores]], label: str) -> float | None:
-    found = [seed[label].average(kinds(seed)[0]) for seed in scores if label in seed]
-    return mean(found) if found else None
+#: What is claimed to be better than what: of the paper's table 1, and of table 2.
+_PAIRS_1 = (
+    (MERGED, PUBLIC),
+    (MERGED, "soup"),
+    (MERGED, "weighted soup"),
+    (MERGED, BTM),
+    (MERGED, "prompt routing"),
+    (MERGED, "BTX"),
+    (MERGED, "no coordination"),
+    (MERGED, "no bias"),
+    (MERGED, "bias dropped"),
+    (MERGED, "encoder rows"),
+    (MERGED, "hidden-state rows"),
+    ("encoder rows", "hidden-state rows"),
+    ("encoder rows", "random rows, no bias"),
+    ("no bias", "random rows, no bias"),
+    (TUNED, MERGED),
+    (TUNED, BTM),
+    (MERGED, "unrestricted MoE, same compute"),
+    (TUNED, "unrestricted MoE, same compute"),
+    ("unrestricted MoE, same data", TUNED),
+    ("unrestricted MoE, same data", BTM),
+)
+_PAIRS_2 = ((MERGED, PUBLIC), (MERGED, BTM), (TUNED, MERGED), (TUNED, BTM))
 
 
-def _comparisons(table_1: Sequence[dict[str, Scores]], table_2: dict[str, Scores]) -> list[Claim]:
-    found = []
-    near = _between_seeds(table_1)
-    for better, worse in (
-        (MERGED, PUBLIC),
-        (MERGED, "soup"),
-        (MERGED, "weighted soup"),
-        (MERGED, BTM),
-        (MERGED, "BTX"),
-        (MERGED, "no coordination"),
-        (MERGED, "no bias"),
-        ("no bias", "random rows, no bias"),
-        (MERGED, "hidden-state rows"),
-        (TUNED, MERGED),
-        (MERGED, "unrestricted MoE, same compute"),
-        ("unrestricted MoE, same compute", TUNED),
-        ("unrestricted MoE, same data", BTM),
-        ("unrestricted MoE, same data", MERGED),
-    ):
-        with_both = [seed for seed in table_1 if better in seed and worse in seed]
-        one, other = _average(with_both, better), _average(with_both, worse)
-        if one is None or other is None:
+def _has(scores: dict[str, Scores], pair: tuple[str, str]) -> bool:
+    return all(label in scores for label in pair)
+
+
+def _compared(
+    experts: str,
+    scores: Sequence[dict[str, Scores]],
+    pair: tuple[str, str],
+    repeated: Sequence[dict[str, Scores]] | None = None,
+) -> Claim:
+    """Compare two methods, on the same documents and with the same seeds; `repeated` tells how far seeds are apart."""
+    better, worse = pair
+    both = [seed for seed in scores if _has(seed, pair)]
+    verdicts, said = [], []
+    for name, domains in zip(("domains", "mixed documents"), kinds(both[0]), strict=True):
+        if not domains:
             continue
-        found.append(
-            Claim(
-                f"Four experts: {better} is better than {worse}",
-                _better(one, other, near),
-                f"{one:.3f} against {other:.3f} bits per byte, mean over domains, {_seeds(len(with_both))}",
-            )
+        one, other = (mean(seed[label].average(domains) for seed in both) for label in pair)
+        interval = mean_difference(both[0][better], both[0][worse], domains)
+        near = _between_seeds(scores if repeated is None else repeated, domains)
+        sure = interval.low * interval.high > 0 and abs(one - other) >= near
+        verdicts.append(one < other if sure else None)
+        said.append(
+            f"{name}: {one:.3f} against {other:.3f}, {one - other:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
         )
-    for better, worse in ((MERGED, PUBLIC), (MERGED, BTM), (TUNED, MERGED), (TUNED, BTM)):
-        one, other = _average([table_2], better), _average([table_2], worse)
-        if one is not None and other is not None:
-            found.append(
-                Claim(
-                    f"All experts: {better} is better than {worse}",
-                    _better(one, other, near),
-                    f"{one:.3f} against {other:.3f} bits per byte, mean over domains",
-                )
-            )
-    return found
+    seeds = "one seed" if len(both) == 1 else f"{len(both)} seeds"
+    mixed = verdicts[1] if len(verdicts) > 1 else ""
+    return Claim(f"{experts}: {better} is better than {worse}", verdicts[0], f"{'; '.join(said)}; {seeds}", mixed)
 
 
-def _between_seeds(scores: Sequence[dict[str, Scores]]) -> float:
+def _between_seeds(scores: Sequence[dict[str, Scores]], domains: Sequence[str]) -> float:
     """Return twice the deviation between seeds of what was trained with most of them: less than that is chance."""
-    by_label = {label: [_average([seed], label) for seed in scores if label in seed] for label in (MERGED, TUNED)}
-    return 2 * max((stdev(found) for found in by_label.values() if len(found) > 1), default=0.0)
-
-
-def _better(one: float, other: float, near: float) -> bool | None:
-    return None if abs(one - other) < near else one < other
-
-
-def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"{count} seeds"
+    spread = []
+    for label in (MERGED, TUNED):
+        found = [seed[label].average([name for name in domains if name in seed[label].documents]) for seed in scores]
+        spread.append(stdev(found) if len(found) > 1 else 0.0)
+    return 2 * max(spread)
 
 
 def _goals(scores: dict[str, Scores]) -> list[Claim]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 
 from benchmarks.flexmix_mini.measuring import PUBLIC
 from benchmarks.flexmix_mini.place import Place
@@ -19,17 +20,17 @@ class Cost:
 
     Attributes:
         label: The method.
-        parameters: Parameters to hold.
+        parameters: Parameters to hold, those of a chat model or of an average included.
         trained: Core seconds of everything that was trained for it, by all owners together.
         tokens: Tokens that this training saw.
-        scored: Core seconds of measuring it on all test texts.
+        seconds: Core seconds of reading the public test texts, by a model of its shape; None if not measured.
     """
 
     label: str
     parameters: int
     trained: float
     tokens: int
-    scored: float
+    seconds: float | None
 
 
 def costs(place: Place, table: str) -> Iterator[Cost]:
@@ -39,23 +40,22 @@ def costs(place: Place, table: str) -> Iterator[Cost]:
         place: The study.
         table: ``"t1"`` or ``"t2"``.
     """
-    seed = place.settings.seeds[0]
+    seed, running = place.settings.seeds[0], f"running-cost-{table}"
+    measured = place.result(running) if place.is_done(running) else {}
     public: int = place.result(PUBLIC)["parameters"]
     for label in METHODS:
-        score = f"score-{table}-{seed}-{label}"
         steps = _training(place, table, label)
-        if not place.is_done(score) or not all(place.is_done(step) for step in steps):
+        if not place.is_done(f"score-{table}-{seed}-{label}") or not all(place.is_done(step) for step in steps):
             continue
         found = [place.result(step) for step in steps]
-        tokens = sum(result.get("tokens", 0) for result in found)
-        members = len(_owners(place, table)) + 1 if label in _ENSEMBLES else 1
+        ran = measured.get(label)
         held = [result["parameters"] for result in found if "parameters" in result]
         yield Cost(
             label,
-            members * public if label in _ENSEMBLES else held[-1] if held else public,
+            ran["parameters"] if ran else held[-1] if held else public,
             sum(place.seconds(step) for step in steps),
-            place.settings.public_tokens if label == PUBLIC else tokens,
-            place.seconds(score),
+            place.settings.public_tokens if label == PUBLIC else sum(result.get("tokens", 0) for result in found),
+            median(ran["seconds"]) if ran else None,
         )
 
 
@@ -69,6 +69,8 @@ def _training(place: Place, table: str, label: str) -> list[str]:
     of = f"{table}-{seed}"
     if label == PUBLIC:
         return [PUBLIC]
+    if label.startswith("dense "):
+        return [f"dense-{label.removeprefix('dense ')}-{seed}"]
     if label.startswith("unrestricted MoE"):
         return [f"moe-{label.rpartition(' ')[2]}-{of}"]
     joined = {"soup": f"soup-{of}", "BTX": f"btx-{of}", "no coordination": f"plugged-{of}"}
@@ -83,14 +85,17 @@ def _training(place: Place, table: str, label: str) -> list[str]:
 def cost_table(place: Place, table: str) -> str:
     """Return the costs of a table's methods as Markdown."""
     lines = [
-        "| | parameters to hold | training, core seconds | tokens seen | scoring, core seconds | times public |",
+        "| | parameters to hold | training, core seconds | tokens seen | reading, core seconds | times public |",
         "|---|---|---|---|---|---|",
     ]
-    of_public = place.seconds(f"score-{table}-{place.settings.seeds[0]}-{PUBLIC}")
-    for cost in costs(place, table):
-        tokens = f"{cost.tokens / 1e6:.1f} M" if cost.tokens else ""
-        scored = f"{cost.scored:.0f} | {cost.scored / of_public:.1f}x"
-        lines.append(f"| {cost.label} | {cost.parameters / 1e6:.1f} M | {cost.trained:.0f} | {tokens} | {scored} |")
+    made = list(costs(place, table))
+    of_public = next((cost.seconds for cost in made if cost.label == PUBLIC), None)
+    for cost in made:
+        known = cost.seconds is not None and of_public
+        ran = f"{cost.seconds:.1f} | {cost.seconds / of_public:.1f}x" if known else "| "  # type: ignore[operator]
+        lines.append(
+            f"| {cost.label} | {cost.parameters / 1e6:.1f} M | {cost.trained:.0f} | {cost.tokens / 1e6:.1f} M | {ran} |"
+        )
     return "\n".join(lines)
 
 

@@ -15,10 +15,19 @@ from flexolmo_hf.evaluation.bits_per_byte import bits_per_byte
 TRIED: dict[str, dict[str, Any]] = {
     "as chosen": {},
     "experts learn slower": {"expert_rate": 2e-3},
-    "hidden-state rows, which learn faster": {"rows": "hidden states", "router_scale": 1.0},
+    "hidden-state rows": {"rows": "hidden states"},
+    "the router learns as fast as its expert": {"router_scale": 1.0},
+    "biases start at 0": {"bias_start": 0.0},
+    "biases start at -2": {"bias_start": -2.0},
     "router tuning on half the tokens": {"tuning_tokens": 100_000},
     "router tuning on four times the tokens": {"tuning_tokens": 800_000},
     "router tuning at half the rate": {"tuning_rate": 5e-3},
+}
+#: What is measured of each choice: a model, and how it is used.
+MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
+    "merged": ("merged", {}),
+    "router tuned": ("tuned", {}),
+    "router tuned, two experts per token": ("tuned", {"num_experts_per_tok": 2}),
 }
 OWNERS = ("math", "code")
 METHOD = "FlexOlmo"
@@ -33,7 +42,7 @@ def try_levers(place: Place, *, changes: dict[str, Any], folder: str) -> dict[st
         folder: Name of the place for what is trained.
 
     Returns:
-        Bits per byte by domain, of the merged and of the tuned model.
+        Bits per byte by domain, of each of `MEASURED`.
     """
     sizes = place.settings
     levers = replace(sizes.levers, **changes)
@@ -51,8 +60,8 @@ def try_levers(place: Place, *, changes: dict[str, Any], folder: str) -> dict[st
     texts = texts_of(place, "validation", owners)
     reads = AutoTokenizer.from_pretrained(place.tokenizer)
     found = {}
-    for name in ("merged", "tuned"):
-        model = AutoModelForCausalLM.from_pretrained(apart.model(name)).eval()
+    for name, (folder_of, settings) in MEASURED.items():
+        model = AutoModelForCausalLM.from_pretrained(apart.model(folder_of), **settings).eval()
         found[name] = {
             domain: float(bits_per_byte(model, reads, some, max_length=sizes.sequence, batch_size=16))
             for domain, some in texts.items()

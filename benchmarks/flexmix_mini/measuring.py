@@ -1,5 +1,7 @@
 """What the study measures: held-out bits per byte document by document, benchmarks, opting out, and routing."""
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import flexolmo_hf  # noqa: F401  (registers the architecture with the Auto classes)
 from benchmarks.flexmix_mini.place import Place
 from flexolmo_hf.evaluation.baselines.branch_train_merge import BranchTrainMergeForCausalLM
+from flexolmo_hf.evaluation.baselines.prompt_router import DECISIONS
 from flexolmo_hf.evaluation.baselines.prompt_routing import PromptRoutedForCausalLM
 from flexolmo_hf.evaluation.baselines.weighted_soup import WeightedSoupForCausalLM
 from flexolmo_hf.evaluation.bits_per_byte import BitsPerByte, bits_by_document, bits_per_byte
@@ -19,6 +22,10 @@ from flexolmo_hf.evaluation.suite.offline.run import run_offline
 
 PUBLIC = "public"
 _LONGEST = 6_000
+# Characters by which prompt routing is asked, and texts of each domain.
+_ASKED, _ASKED_TEXTS = (150, 1_000), 10
+# How often the time of reading is taken; the median counts.
+_ROUNDS = 3
 
 
 def texts_of(place: Place, split: str, owners: Sequence[str], *, mixed: bool = True) -> dict[str, list[str]]:
@@ -90,13 +97,55 @@ def score(
     }
 
 
+def running_cost(place: Place, *, models: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Measure what running costs: parameters held, and core seconds of reading the public test texts, in turns."""
+    reads = AutoTokenizer.from_pretrained(place.tokenizer)
+    texts = texts_of(place, "test", [], mixed=False)[PUBLIC]
+    loaded = {label: load(place, model) for label, model in models.items()}
+    found: dict[str, dict[str, Any]] = {
+        label: {"parameters": _held(model), "seconds": []} for label, model in loaded.items()
+    }
+    for _ in range(_ROUNDS):
+        for label, model in loaded.items():
+            started = time.process_time()
+            bits_by_document(model, reads, texts, max_length=place.settings.sequence, batch_size=16)
+            found[label]["seconds"].append(time.process_time() - started)
+    return found
+
+
+def _held(model: Any) -> int:
+    stated = getattr(model, "cost", None)
+    return int(stated().parameters) if stated else sum(parameter.numel() for parameter in model.parameters())
+
+
+def choices(place: Place, *, members: dict[str, str]) -> dict[str, dict[str, dict[str, int]]]:
+    """Count what prompt routing chooses for the beginnings of test documents, by way of deciding and by domain.
+
+    While scoring, a document's first tokens have to do as the question, so it is asked by as much, and by more.
+    """
+    reads = AutoTokenizer.from_pretrained(place.tokenizer)
+    texts = texts_of(place, "test", [name for name in members if name != PUBLIC], mixed=False)
+    folders = {name: place.model(folder) for name, folder in members.items()}
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for decision in DECISIONS:
+        model = PromptRoutedForCausalLM.from_models(folders, reads, labels="mini", decision=decision).eval()
+        for size in _ASKED:
+            counted = found[f"{decision}, {size} characters"] = {}
+            for domain, some in texts.items():
+                chosen = Counter(
+                    choice.expert for choice in model.choose([text[:size] for text in some[:_ASKED_TEXTS]])
+                )
+                counted[domain] = dict(chosen)
+    return found
+
+
 def weigh_ensemble(place: Place, *, owners: list[str], seed: int) -> dict[str, dict[str, float]]:
     """Measure BTM's settings on validation text, where they are chosen."""
     members = {name: f"dense-{name}-{seed}" for name in owners} | {PUBLIC: PUBLIC}
     reads = AutoTokenizer.from_pretrained(place.tokenizer)
     texts = texts_of(place, "validation", owners)
     found = {}
-    for loss, temperature in (("sum", 1.0), ("sum", 4.0), ("mean", 0.1)):
+    for loss, temperature in (("sum", 1.0), ("sum", 4.0), ("mean", 0.1), ("mean", 0.03)):
         for top_k in (2, None):
             settings = {"loss": loss, "temperature": temperature, "top_k": top_k}
             loaded = load(place, {"kind": "btm", "members": members, **settings})

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.flexmix_mini.claims import Claim, claims
-from benchmarks.flexmix_mini.cost import cost_table, hours
-from benchmarks.flexmix_mini.levers import TRIED
+from benchmarks.flexmix_mini.cost import cost_table, costs, hours
+from benchmarks.flexmix_mini.levers import MEASURED, TRIED
 from benchmarks.flexmix_mini.measuring import PUBLIC
 from benchmarks.flexmix_mini.place import Place
 from benchmarks.flexmix_mini.plots import draw_all
@@ -16,6 +16,8 @@ from benchmarks.flexmix_mini.tables import METHODS, Row, Scores, rows_of, scores
 from flexolmo_hf.evaluation.bits_per_byte import together
 from flexolmo_hf.evaluation.intervals import bootstrap
 
+# Steps whose results are kept beside the page as they are: small, and without text.
+_IN_NUMBERS = ("ladder-", "lever-", "btm-settings", "prompt-choices", "routing-", "tasks-")
 # Without these, a seed's table says nothing.
 _NEEDED = {PUBLIC, "FlexOlmo", "router tuning", "BTM top-2"}
 
@@ -60,6 +62,7 @@ def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] =
         f"![Experts per token]({link}/experts.png)",
         *_ensemble(place),
         *_trials(place),
+        *_choices(place),
         *_tasks(place),
         "## What it cost",
         *_cost(place),
@@ -103,10 +106,10 @@ def _about(place: Place) -> str:
 
 
 def _table(rows: Sequence[Row], paper: int) -> str:
-    columns = [name for name in rows[0].values if ":" not in name]
+    columns = list(rows[0].values)
     shown = [name for name in columns if name not in ("domains", "mixed", "all")]
     shown += [name for name in ("domains", "mixed", "all") if name in columns]
-    titles = {"domains": "mean of domains", "mixed": "mixed documents", "all": "mean of all"}
+    titles = {"domains": "mean of domains", "mixed": "mean of mixed", "all": "mean of all"}
     best = {name: min(row.values[name] for row in rows if name in row.values) for name in shown}
     lines = [
         f"| | {' | '.join(titles.get(name, name) for name in shown)} | paper |",
@@ -127,10 +130,12 @@ def _cell(row: Row, name: str, best: float) -> str:
 
 
 def _claims(checked: Sequence[Claim]) -> str:
-    lines = ["| claim | here | figures |", "|---|---|---|"]
-    said = {True: "holds", False: "**does not hold**", None: "too close to tell"}
-    lines += [f"| {claim.text} | {said[claim.holds]} | {claim.figures} |" for claim in checked]
-    return "\n".join(lines)
+    about = """A comparison's interval is of 95% over documents, paired, with the first seed that has both; what it does
+        not tell apart from nothing, or is nearer than two deviations between seeds, is called too close to tell."""
+    lines = ["| claim | domains | mixed documents | figures (bits per byte) |", "|---|---|---|---|"]
+    said = {True: "holds", False: "**does not hold**", None: "too close to tell", "": ""}
+    lines += [f"| {c.text} | {said[c.holds]} | {said[c.mixed]} | {c.figures} |" for c in checked]
+    return _prose(about) + "\n\n" + "\n".join(lines)
 
 
 def _ladder(place: Place) -> str:
@@ -141,6 +146,18 @@ def _ladder(place: Place) -> str:
     lines = [f"| | {' | '.join(found)} |", f"|---|{'---|' * len(found)}"]
     for rung in next(iter(found.values())):
         lines.append(f"| {rung} | {' | '.join(f'{row[rung]:.3f}' for row in found.values())} |")
+    steps = (
+        (
+            "freezing all but the feed-forward networks costs",
+            "dense, feed-forward networks trained",
+            "dense, everything trained",
+        ),
+        ("a frozen model beside the expert costs", "expert beside public", "dense, feed-forward networks trained"),
+        ("the other owners' experts cost", "merged, all experts", "expert beside public"),
+        ("router tuning gives back", "router tuned, all experts", "merged, all experts"),
+    )
+    for said, after, before in steps:
+        lines.append(f"| {said} | {' | '.join(f'{row[after] - row[before]:+.3f}' for row in found.values())} |")
     return _prose(about) + "\n\n" + "\n".join(lines)
 
 
@@ -159,12 +176,27 @@ def _trials(place: Place) -> list[str]:
         return []
     about = """Each row changes one choice of the study, for two owners on half the tokens; test text was never
         looked at for it. Mean bits per byte over domains and mixed documents of validation text."""
-    lines = ["| choice | merged | router tuned |", "|---|---|---|"]
+    lines = [f"| choice | {' | '.join(MEASURED)} |", f"|---|{'---|' * len(MEASURED)}"]
     for label in done:
         found = place.result(f"lever-{label}")
-        means = [sum(row.values()) / len(row) for row in (found["merged"], found["tuned"])]
-        lines.append(f"| {label} | {means[0]:.4f} | {means[1]:.4f} |")
+        means = [f"{sum(found[name].values()) / len(found[name]):.4f}" for name in MEASURED]
+        lines.append(f"| {label} | {' | '.join(means)} |")
     return ["## What was tried on validation text", _prose(about), "\n".join(lines)]
+
+
+def _choices(place: Place) -> list[str]:
+    if not place.is_done("prompt-choices"):
+        return []
+    found = place.result("prompt-choices")
+    domains = list(next(iter(found.values())))
+    about = """How often the chat model chooses the right expert, of the first texts of each domain, by their beginning.
+        While a text is scored its first 64 tokens are the question, and the public model scores these; the weighted
+        soup settles its weights on as many, which the plain soup scores."""
+    lines = [f"| how it decides | {' | '.join(domains)} |", f"|---|{'---|' * len(domains)}"]
+    for way, counted in found.items():
+        cells = [f"{row.get(domain, 0)} of {sum(row.values())}" for domain, row in counted.items()]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return ["## What prompt routing chooses", _prose(about), "\n".join(lines)]
 
 
 def _tasks(place: Place) -> list[str]:
@@ -182,14 +214,15 @@ def _tasks(place: Place) -> list[str]:
         lines.append(f"| {task} | {' | '.join(cells)} |")
     about = f"""
         Bits per byte of the right answers, {place.settings.questions} questions each, with the standard error. The
-        public text holds none of the questions."""
+        public text holds none of the questions. HellaSwag's come from where the owner howto's texts do, and MATH's from
+        where the owner math's do."""
     return ["## Benchmarks", _prose(about), "\n".join(lines)]
 
 
 def _cost(place: Place) -> list[str]:
     about = """Training is that of all owners together, beyond the public model, whose own is in its row; times are of
-        one core, measured with another step on the other. Scoring reads every test text of the table once, without a
-        cache. Prompt routing also holds and runs its chat model."""
+        one core, measured with another step on the other. Reading is that of the public test texts, once, without a
+        cache; variants of a method run as it does. What prompt routing holds and runs is its chat model, nearly."""
     whole = f"All steps together took {hours(place):.1f} hours of one core."
     return [_prose(about), "Four experts:", cost_table(place, "t1"), "All experts:", cost_table(place, "t2"), whole]
 
@@ -217,7 +250,21 @@ def _write_numbers(
         "settings": _plain(place),
         "table 1": {str(seed): numbers(found) for seed, found in zip(place.settings.seeds, by_seed, strict=False)},
         "table 2": numbers(table_2),
-        "claims": [{"claim": claim.text, "holds": claim.holds, "figures": claim.figures} for claim in checked],
+        "claims": [
+            {
+                "claim": claim.text,
+                "holds": claim.holds,
+                "mixed": None if claim.mixed == "" else claim.mixed,
+                "figures": claim.figures,
+            }
+            for claim in checked
+        ],
+        "costs": {table: [vars(cost) for cost in costs(place, table)] for table in ("t1", "t2")},
+        "steps": {
+            file.stem: json.loads(file.read_text("utf8"))["found"]
+            for file in sorted((place.root / "results").glob("*.json"))
+            if file.stem.startswith(_IN_NUMBERS)
+        },
     }
     file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf8")
 

@@ -1,5 +1,6 @@
 """What the study trains: the public model, dense models, experts, mixtures, routers. Each writes one folder, whole."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,13 +263,22 @@ def moe(place: Place, *, owners: list[str], seed: int, matched: str, into: str) 
         tokens = compute_matched(config, seen, sequence=sizes.sequence, router_tokens=levers.tuning_tokens)
     else:
         tokens = data_matched(seen, router_tokens=levers.tuning_tokens)
-    texts = [text for owner in owners for text in place.corpus.documents(owner, "train")]
-    # As much public text as one owner has: what router tuning shows FlexOlmo.
-    texts += place.corpus.documents(PUBLIC, "train")[: len(texts) // len(owners)]
-    training = _settings(place, rate=levers.joint_rate, tokens=tokens, seed=seed)
     reads = AutoTokenizer.from_pretrained(place.tokenizer)
+    # As much of each owner as its expert sees, and of public text as router tuning shows FlexOlmo, mixed.
+    parts = {PUBLIC: levers.tuning_tokens} | seen
+    texts = [text for name, share in parts.items() for text in _beginning(place, name, reads, share)]
+    training = _settings(place, rate=levers.joint_rate, tokens=tokens, seed=seed)
     train_unrestricted_moe(start, texts, place.model(into), training, tokenizer=reads)
     return {"tokens": tokens, "parameters": _parameters(place.model(into))}
+
+
+def _beginning(place: Place, name: str, reads: Any, tokens: int) -> Iterator[str]:
+    """Give a domain's training texts until they have so many tokens."""
+    for text in place.corpus.documents(name, "train"):
+        if tokens <= 0:
+            return
+        tokens -= len(reads(text, add_special_tokens=False, verbose=False)["input_ids"])
+        yield text
 
 
 def _dense_folders(place: Place, owners: list[str], seed: int) -> dict[str, Path]:

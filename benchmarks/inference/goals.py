@@ -68,8 +68,9 @@ def _speed(results: dict[str, Any]) -> Iterator[Goal]:
 
 
 def _memory(results: dict[str, Any]) -> Iterator[Goal]:
-    peak = results["memory"]["medians"]["ours"]["peak"] / results["weights"]["total"]
-    yield _at_most("peak memory / weights, whole process", peak, MEMORY, "{:.2f}x")
+    # Above the start: what the libraries need is the same for stock, and depends on which are installed.
+    peak = results["memory"]["medians"]["ours"]["growth"] / results["weights"]["total"]
+    yield _at_most("peak memory above the start / weights", peak, MEMORY, "{:.2f}x")
 
 
 def _parts(results: dict[str, Any]) -> Iterator[Goal]:
