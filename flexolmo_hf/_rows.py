@@ -87,8 +87,8 @@ def _plain_refusal(kind: str, files: list[Path]) -> Iterator[None]:
         yield
     except ConfigurationError:
         raise
-    except Exception as error:
-        # The reader's own message quotes the text it stumbled over.
-        raise DamagedFileError(", ".join(file.name for file in files[:3]), f"its rows are not {kind}") from error
+    except Exception:
+        # The reader's own message quotes the text it stumbled over, and a traceback would show it as the cause.
+        raise DamagedFileError(", ".join(file.name for file in files[:3]), f"its rows are not {kind}") from None
     finally:
         datasets_logging.set_verbosity(level)

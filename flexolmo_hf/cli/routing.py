@@ -58,7 +58,7 @@ def embed(
 def proxy(
     public: Annotated[Path, typer.Argument(help="Public documents: a .jsonl, .parquet or .txt file, or a folder.")],
     private: Annotated[Path, typer.Argument(help="The owner's documents, in the same forms; they stay here.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the chosen public documents; new or empty.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the choice and the reports; new or empty.")],
     encoder: Annotated[str, typer.Option(help="A sentence-transformers model: folder or Hub repository.")],
     n: Annotated[int, typer.Option("-n", help="How many documents to choose.")] = 1000,
     classifier: Annotated[str, typer.Option(help="logistic, or finetune, as the paper does.")] = "logistic",
@@ -83,3 +83,4 @@ def proxy(
         f"{judge.calibration_error:.3f})."
     )
     typer.echo(f"Removed {leaks.removed} of {leaks.candidates} candidates as near-duplicates of private documents.")
+    typer.echo("Pass on proxy.jsonl; the scores and reports in owner/ stay with you.")

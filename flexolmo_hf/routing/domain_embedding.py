@@ -150,11 +150,12 @@ def _as_tensor(embeddings: Any, texts: int, *, dimensions: int) -> torch.Tensor:
     if not isinstance(embeddings, torch.Tensor):
         try:
             embeddings = torch.from_numpy(np.asarray(embeddings, dtype=np.float64))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError):
+            # The cause would quote what is no number, which may be the text itself.
             raise ConfigurationError(
                 f"The encoder gave a {type(embeddings).__name__} that is no array of numbers.",
                 "It gives one vector per text, all of one width.",
-            ) from error
+            ) from None
     if embeddings.dim() != dimensions or len(embeddings) != texts or not embeddings.shape[-1]:
         raise ConfigurationError(
             f"The encoder gave an array of shape {tuple(embeddings.shape)} for {texts} texts.",

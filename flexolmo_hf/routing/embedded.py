@@ -108,7 +108,14 @@ class Embedder:
         found = self.encode(texts)
         if isinstance(found, torch.Tensor):
             found = found.detach().float().cpu()
-        matrix = np.asarray(found, dtype=np.float32)
+        try:
+            matrix = np.asarray(found, dtype=np.float32)
+        except (TypeError, ValueError):
+            # The cause would quote what is no number, which may be the text itself.
+            raise ConfigurationError(
+                f"The encoder returned a {type(found).__name__} that is no array of numbers.",
+                "It returns one row for each text, all of one width, as sentence-transformers do.",
+            ) from None
         width = self.width or (matrix.shape[-1] if matrix.ndim else 0)
         if matrix.shape != (len(texts), width) or not width:
             raise ConfigurationError(

@@ -83,7 +83,9 @@ class NearestPrivate:
 
 @dataclass(frozen=True)
 class LeakReport:
-    """How near the chosen documents are to private ones: counts and quantiles, nothing of a single document.
+    """How near the chosen documents are to private ones: counts and quantiles, for the owner.
+
+    The quantiles at 0 and 100 % are those of single documents.
 
     Attributes:
         private_documents: Private documents compared with.

@@ -30,7 +30,8 @@ def select_proxy_files(
     Args:
         public: A file or folder with public documents.
         private: A file or folder with private documents.
-        out: Folder for ``proxy.jsonl``, ``report.json`` and ``report.md``; new or empty.
+        out: Folder for ``proxy.jsonl``, which is passed on, and ``owner``, which is not; new or empty. See
+            `ProxySelection.save`.
         n: How many documents to choose.
         encoder: The folder or Hub repository of a sentence-transformers model.
         classifier: ``"logistic"`` or ``"finetune"``.

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from flexolmo_hf._folder import new_folder
@@ -16,8 +17,9 @@ from flexolmo_hf.routing.leaks import LeakReport
 class ProxySelection:
     """Public documents that look like an owner's private ones.
 
-    It holds no private text, no private embedding and no classifier. What it does tell about the private documents is
-    what the choice itself tells, the scores, and the figures of the two reports.
+    It holds no private text, no private embedding and no classifier, and stays with the owner all the same: its scores
+    are the classifier's answers, from which the classifier can be computed, and its order is theirs. Pass on the
+    ``proxy.jsonl`` that `save` writes.
 
     Attributes:
         texts: The chosen documents, the best first, or in the order in which diversity chose them.
@@ -64,7 +66,11 @@ class ProxySelection:
         }
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write ``proxy.jsonl`` (text, index, score), ``report.json`` and ``report.md``.
+        """Write ``proxy.jsonl``, to pass on, and a folder ``owner``, which stays with the owner.
+
+        ``proxy.jsonl`` holds the text and index of each document, in the order of the public corpus. ``owner`` holds
+        ``scores.jsonl`` (index and score, in the order of the choice), ``report.json`` and ``report.md``; nobody else
+        on the machine can open it.
 
         Args:
             folder: New or empty. Nothing is left there if writing fails.
@@ -73,11 +79,16 @@ class ProxySelection:
             OutputFolderNotEmptyError, OutputPlaceError, NoSpaceError: If it cannot be written to.
         """
         with new_folder(folder) as place:
-            with (place / "proxy.jsonl").open("w", encoding="utf8") as rows:
-                for text, index, score in zip(self.texts, self.indices, self.scores, strict=True):
-                    rows.write(json.dumps({"text": text, "index": index, "score": score}) + "\n")
-            (place / "report.json").write_text(json.dumps(self.report(), indent=1) + "\n", "utf8")
-            (place / "report.md").write_text(self.markdown(), "utf8")
+            # The order of the choice is that of the scores, which are a function of public text and of the classifier.
+            in_corpus = sorted(zip(self.indices, self.texts, strict=True))
+            passed_on = [{"text": text, "index": index} for index, text in in_corpus]
+            scored = [{"index": index, "score": score} for index, score in zip(self.indices, self.scores, strict=True)]
+            (place / "proxy.jsonl").write_text(_lines(passed_on), "utf8")
+            owner = place / "owner"
+            owner.mkdir(mode=0o700)
+            _write_for_owner(owner / "scores.jsonl", _lines(scored))
+            _write_for_owner(owner / "report.json", json.dumps(self.report(), indent=1) + "\n")
+            _write_for_owner(owner / "report.md", self.markdown())
 
     def markdown(self) -> str:
         """Write the report as a page."""
@@ -90,6 +101,8 @@ class ProxySelection:
         return "\n".join(
             [
                 "# Proxy data",
+                "",
+                "These figures are computed from private documents. They stay with the owner.",
                 "",
                 f"{len(self)} documents were chosen of {self.public.read} public ones ({self.public.empty} empty, "
                 f"{self.public.unusable} without a usable embedding, {self.repeated} repeated among the best).",
@@ -124,3 +137,12 @@ class ProxySelection:
                 "",
             ]
         )
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_for_owner(file: Path, text: str) -> None:
+    file.touch(mode=0o600)
+    file.write_text(text, "utf8")

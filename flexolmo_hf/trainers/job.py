@@ -1,8 +1,7 @@
 """A training run described by a file, as the command line takes it."""
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 from flexolmo_hf._rows import read_rows
 from flexolmo_hf.errors import ConfigurationError, UnknownArgumentError
 from flexolmo_hf.trainers.config import ExpertSFTConfig
+from flexolmo_hf.trainers.data_copies import folder_of_copies
 from flexolmo_hf.trainers.expert import ExpertSFTTrainer
 from flexolmo_hf.trainers.part import load_to_train
 
@@ -77,7 +77,8 @@ def run_job(inputs: TrainingInputs, args: ExpertSFTConfig) -> Path:
     """Train an expert and leave the model, its tokenizer and the training record in ``args.output_dir``.
 
     Copies of the data that the readers need lie in a temporary folder inside the output folder, which is removed at the
-    end: no text goes to a shared cache.
+    end, also when SIGTERM ends the run: no text goes to a shared cache. A process that is killed outright leaves them;
+    the next run into the same output folder removes them.
 
     Raises:
         FlexOlmoError: The kind that fits, if the model, the data or the settings are refused.
@@ -90,12 +91,16 @@ def run_job(inputs: TrainingInputs, args: ExpertSFTConfig) -> Path:
     model.expert_position(args.expert)
     tokenizer = AutoTokenizer.from_pretrained(inputs.model_path)
     output.mkdir(parents=True, exist_ok=True)
-    with _removed_if_left_empty(output), tempfile.TemporaryDirectory(prefix=".data-", dir=output) as cache:
+    with _removed_if_left_empty(output), folder_of_copies(output, args) as cache:
+        # One process of a machine copies; the others find its copies there.
+        with args.main_process_first():
+            train_dataset = read_rows(inputs.data, str(cache))
+            eval_dataset = read_rows(inputs.eval_data, str(cache)) if inputs.eval_data else None
         trainer = ExpertSFTTrainer(
             model=model,
             args=args,
-            train_dataset=read_rows(inputs.data, cache),
-            eval_dataset=read_rows(inputs.eval_data, cache) if inputs.eval_data else None,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=tokenizer,
         )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -108,5 +113,6 @@ def _removed_if_left_empty(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not any(folder.iterdir()):
+        # It is not empty, or another process of the run has removed it.
+        with suppress(OSError):
             folder.rmdir()

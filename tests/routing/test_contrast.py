@@ -38,6 +38,22 @@ def test_scores_are_log_odds_that_are_right_for_most_tokens_of_new_texts(anchor)
     assert ((scores(row, anchor, ["an old song of the town"]) < 0).float().mean(0) > 0.7).all()
 
 
+@pytest.mark.parametrize("freedom", [0.003, 0.03])
+def test_a_row_is_where_the_penalised_loss_of_both_kinds_weighed_alike_is_least(anchor, freedom):
+    public = PUBLIC * 3
+    row = contrast(anchor, public=public, freedom=freedom)
+    states = [HiddenStates(anchor, byte_tokenizer(), per_layer=True).of_tokens(texts) for texts in (OWN, public)]
+
+    pull_LH = 0
+    for sign, states_NLH in zip((1, -1), states, strict=True):
+        pull_NL = sign * torch.sigmoid(-sign * torch.einsum("nlh,lh->nl", states_NLH, row.vector))
+        pull_LH += torch.einsum("nl,nlh->lh", pull_NL, states_NLH) / len(states_NLH)
+
+    # There is no intercept: at the minimum, the tokens pull as much as the penalty does.
+    tokens = sum(map(len, states))
+    torch.testing.assert_close(row.vector, freedom * tokens / 2 * pull_LH, atol=0.01, rtol=0)
+
+
 def test_swapping_the_kinds_swaps_the_sign(anchor):
     one, other = contrast(anchor), contrast(anchor, own=PUBLIC, public=OWN)
 
@@ -86,6 +102,13 @@ def test_documents_are_counted_that_were_read_and_no_more_tokens_are_kept_than_a
     # Read sixteen at a time, of two tokens each.
     assert row.documents == 32
     assert set(learned) == {(50, 50)}
+
+
+def test_another_seed_reads_another_sample(anchor):
+    one, again, other = (contrast(anchor, own=OWN[:2] + PUBLIC, sample=2, seed=seed).vector for seed in (0, 0, 1))
+
+    assert torch.equal(one, again)
+    assert not torch.allclose(one, other, atol=1e-3)
 
 
 def test_states_that_are_no_numbers_are_refused(anchor):

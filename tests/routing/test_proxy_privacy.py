@@ -3,6 +3,7 @@
 import gc
 import json
 import logging as python_logging
+import stat
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers.utils import logging
 
 from flexolmo_hf import ProxySelection, ProxySettings, select_proxy
 from flexolmo_hf.errors import OutputFolderNotEmptyError
+from flexolmo_hf.routing.classifier import LogisticClassifier
 from tests.routing.proxy_corpora import documents, encode, public_corpus
 
 pytest.importorskip("sklearn")
@@ -47,7 +49,7 @@ def test_no_private_text_is_in_what_is_given_back_printed_logged_or_written(tmp_
     finally:
         logging.disable_propagation()
     reachable = [thing for thing in everything_in(chosen) if isinstance(thing, (str, bytes))]
-    written = [file.read_text("utf8") for file in (tmp_path / "OUT").iterdir()]
+    written = [file.read_text("utf8") for file in (tmp_path / "OUT").rglob("*") if file.is_file()]
     said = [repr(chosen), str(chosen), caplog.text, *capfd.readouterr(), json.dumps(chosen.report())]
 
     assert any(text in PUBLIC for text in reachable)
@@ -64,15 +66,69 @@ def test_no_embedding_and_no_classifier_is_in_what_is_given_back():
 def test_the_files_are_the_choice_and_numbers(tmp_path):
     chosen = choose()
     chosen.save(tmp_path / "OUT")
-    rows = [json.loads(line) for line in (tmp_path / "OUT" / "proxy.jsonl").read_text("utf8").splitlines()]
-    report = json.loads((tmp_path / "OUT" / "report.json").read_text("utf8"))
+    report = json.loads((tmp_path / "OUT" / "owner" / "report.json").read_text("utf8"))
 
-    assert sorted(file.name for file in (tmp_path / "OUT").iterdir()) == ["proxy.jsonl", "report.json", "report.md"]
-    assert [row["text"] for row in rows] == chosen.texts
-    assert [row["index"] for row in rows] == chosen.indices
-    assert [row["score"] for row in rows] == chosen.scores
+    assert sorted(file.name for file in (tmp_path / "OUT").iterdir()) == ["owner", "proxy.jsonl"]
+    assert sorted(file.name for file in (tmp_path / "OUT" / "owner").iterdir()) == [
+        "report.json",
+        "report.md",
+        "scores.jsonl",
+    ]
     assert strings_in(report) == {"LogisticClassifier"}
-    assert f"{chosen.classifier.accuracy:.3f}" in (tmp_path / "OUT" / "report.md").read_text("utf8")
+    assert f"{chosen.classifier.accuracy:.3f}" in (tmp_path / "OUT" / "owner" / "report.md").read_text("utf8")
+
+
+def test_what_is_passed_on_is_public_text_and_its_place_in_the_order_of_the_corpus(tmp_path):
+    chosen = choose()
+    chosen.save(tmp_path / "OUT")
+
+    assert chosen.indices != sorted(chosen.indices)
+    assert rows_of(tmp_path / "OUT" / "proxy.jsonl") == [
+        {"text": PUBLIC[index], "index": index} for index in sorted(chosen.indices)
+    ]
+
+
+def test_scores_and_reports_can_be_opened_by_the_owner_alone(tmp_path):
+    chosen = choose()
+    chosen.save(tmp_path / "OUT")
+    owner = tmp_path / "OUT" / "owner"
+
+    assert rows_of(owner / "scores.jsonl") == [
+        {"index": index, "score": score} for index, score in zip(chosen.indices, chosen.scores, strict=True)
+    ]
+    assert stat.S_IMODE(owner.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in owner.iterdir()} == {0o600}
+
+
+def test_the_classifier_follows_from_the_scores_and_not_from_the_numbers_that_are_passed_on(tmp_path):
+    corpus, about = public_corpus(about=200)
+    judge = LogisticClassifier()
+    chosen = select_proxy(corpus, PRIVATE, n=120, encoder=encode, classifier=judge)
+    chosen.save(tmp_path / "OUT")
+    rows = rows_of(tmp_path / "OUT" / "proxy.jsonl")
+    # Of documents that are all about the private matter; the others are told by what they are about.
+    others = [corpus[index] for index in sorted(about - set(chosen.indices))]
+    answers = judge.log_odds(others, unit(others))
+
+    def with_constant(texts):
+        return np.c_[unit(texts), np.ones(len(texts))]
+
+    def told(texts, numbers):
+        """How well numbers beside texts, taken for the classifier's answers, tell its answers to other texts."""
+        weights, *_ = np.linalg.lstsq(with_constant(texts), numbers, rcond=None)
+        return abs(np.corrcoef(with_constant(others) @ weights, answers)[0, 1])
+
+    texts = [row["text"] for row in rows]
+    numbers = {key: [row[key] for row in rows] for key in rows[0] if key != "text"} | {"line": range(len(rows))}
+    scores = np.array(chosen.scores)
+    assert told(chosen.texts, np.log(scores / (1 - scores))) > 0.999
+    assert told(chosen.texts, range(len(chosen))) > 0.9
+    assert numbers.keys() == {"index", "line"}
+    assert {key: told(texts, column) < 0.5 for key, column in numbers.items()} == dict.fromkeys(numbers, True)
+
+
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text("utf8").splitlines()]
 
 
 def strings_in(value):

@@ -1,6 +1,7 @@
 """What cannot give proxy data is refused in one sentence, which shows no document."""
 
 import re
+import traceback
 
 import numpy as np
 import pytest
@@ -70,6 +71,7 @@ REFUSED = {
         r"0 private documents can be used \(60 without a usable embedding .* try the encoder on one of them",
     ),
     "one vector for all": ({"encoder": one_vector}, ConfigurationError, r"shape \(4,\)"),
+    "words for numbers": ({"encoder": list}, ConfigurationError, "a list that is no array of numbers"),
     "another width": ({"encoder": Widening(), "batch_size": 40}, ConfigurationError, r"shape \(20, 2\)"),
     "no encoder": ({"encoder": 7}, ConfigurationError, "int is no encoder"),
     "no such folder": ({"encoder": "./nowhere"}, CheckpointNotFoundError, "nowhere"),
@@ -100,7 +102,7 @@ def test_what_cannot_work_is_named_without_showing_a_document(changes, error, sa
 
     assert type(caught.value) is error
     assert re.search(says, str(caught.value))
-    assert "secret" not in said
+    assert "secret" not in said + "".join(traceback.format_exception(caught.value))
     assert not any(text in said for text in PUBLIC)
 
 

@@ -1,10 +1,19 @@
 """A training run from a file: what it makes, and that a mistake in it ends before anything is left behind."""
 
 import json
+import logging as python_logging
+import os
+import shutil
+import signal
+import threading
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
+from transformers.utils import logging
 
 from flexolmo_hf import FlexOlmoForCausalLM
 from flexolmo_hf.errors import (
@@ -14,8 +23,11 @@ from flexolmo_hf.errors import (
     UnknownArgumentError,
     UnknownExpertError,
 )
+from flexolmo_hf.trainers.data_copies import folder_of_copies
+from flexolmo_hf.trainers.expert import ExpertSFTTrainer
 from flexolmo_hf.trainers.job import read_job, run_job
 from tests.trainers.conftest import TEXT
+from tests.trainers.launching import launch
 from tests.trainers.test_freezing import belongs_to, state
 
 
@@ -120,6 +132,105 @@ def test_a_mistake_is_named_and_leaves_no_output_and_says_nothing_private(place,
     with pytest.raises(error, match=says) as caught:
         run_job(*job(place, **changes))
     said = str(caught.value) + "".join(capfd.readouterr())
-    assert "secret" not in said
+    assert "secret" not in said + "".join(traceback.format_exception(caught.value))
     assert str(place) not in said
     assert not (place / "RUN").exists()
+
+
+def test_what_a_killed_run_left_is_removed_when_the_next_one_starts(place, monkeypatch):
+    left = place / "RUN" / ".data-abc" / "json"
+    left.mkdir(parents=True)
+    (left / "json-train.arrow").write_text("a secret")
+    seen = []
+    monkeypatch.setattr(ExpertSFTTrainer, "train", lambda *_, **__: seen.append(left.parent.exists()))
+    run_job(*job(place))
+
+    assert seen == [False]
+    assert not hidden(place)
+
+
+def test_the_copies_of_another_run_that_still_lives_stay(place, caplog):
+    used = place / "RUN" / ".data-abc"
+    used.mkdir(parents=True)
+    _, args = job(place)
+    logging.enable_propagation()
+    caplog.set_level(python_logging.WARNING)
+    try:
+        with FileLock(used / "lock"), folder_of_copies(place / "RUN", args):
+            pass
+    finally:
+        logging.disable_propagation()
+
+    assert [folder.name for folder in hidden(place)] == [".data-abc"]
+    assert "'.data-abc' belongs to another run" in caplog.text
+
+
+@pytest.fixture
+def guarded():
+    """A handler of the test's own for SIGTERM, which would otherwise end the tests."""
+
+    def forgotten(number, frame):
+        raise AssertionError("SIGTERM came through")
+
+    former = signal.signal(signal.SIGTERM, forgotten)
+    yield forgotten
+    signal.signal(signal.SIGTERM, former)
+
+
+def terminate(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_a_scheduler_ends_leaves_no_copy_of_the_data(place, monkeypatch, guarded):
+    during = []
+    monkeypatch.setattr(ExpertSFTTrainer, "train", lambda *_, **__: (during.extend(hidden(place)), terminate()))
+
+    with pytest.raises(SystemExit) as ended:
+        run_job(*job(place))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert len(during) == 1
+    assert not (place / "RUN").exists()
+    assert signal.getsignal(signal.SIGTERM) is guarded
+
+
+def test_a_second_signal_does_not_interrupt_the_removal(place, monkeypatch, guarded):
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda *given, **named: (terminate(), remove(*given, **named)))
+    monkeypatch.setattr(ExpertSFTTrainer, "train", terminate)
+
+    with pytest.raises(SystemExit):
+        run_job(*job(place))
+    assert not (place / "RUN").exists()
+    assert signal.getsignal(signal.SIGTERM) is guarded
+
+
+def test_copies_can_be_held_in_a_thread_where_no_signal_can_be_handled(place):
+    _, args = job(place)
+    (place / "RUN").mkdir()
+    found = []
+
+    def hold():
+        with folder_of_copies(place / "RUN", args) as folder:
+            found.append(folder.is_dir())
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    thread.join()
+
+    assert found == [True]
+    assert not hidden(place)
+
+
+def test_two_processes_read_one_copy_of_the_data(place):
+    (place / "RUN").mkdir()
+    launch(Path(__file__).parent / "copies_worker.py", place)
+    first, second = (json.loads((place / f"rank{rank}.json").read_text()) for rank in (0, 1))
+
+    assert first == second
+    assert first["copies"] == [first["file"]]
+    assert first["rows"] == [row["text"] for row in TEXT]
+    assert not hidden(place)
+
+
+def hidden(place):
+    return list((place / "RUN").glob(".*"))

