@@ -56,6 +56,13 @@ def test_value_is_bits_over_bytes_computed_by_hand(model, tokenizer):
     assert found == pytest.approx(expected / sum(len(text.encode()) for text in TEXTS), rel=1e-5)
 
 
+def test_bits_of_a_model_in_half_precision_are_summed_in_full(model, tokenizer):
+    model.to(torch.bfloat16)
+    found = bits_per_byte(model, tokenizer, TEXTS[1:2])
+
+    assert found.bits == pytest.approx(bits_by_hand(model, [0, *tokenizer(TEXTS[1])["input_ids"]]), rel=1e-5)
+
+
 def test_bytes_are_counted_where_a_token_has_several(model, tokenizer):
     tokenizer.add_tokens(["ree"])
 
@@ -112,6 +119,17 @@ def test_measuring_switches_dropout_off_and_back_on(model, tokenizer):
 
     assert found == expected
     assert model.training
+
+
+def test_what_else_is_given_reaches_the_models_forward(model, tokenizer, monkeypatch):
+    given, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda active_experts, **rest: given.append(active_experts) or forward(**rest)
+    )
+
+    bits_per_byte(model, tokenizer, TEXTS, batch_size=2, active_experts=["public"])
+
+    assert given == [["public"]] * 2
 
 
 def test_copy_keeps_what_was_measured(model, tokenizer):

@@ -63,6 +63,9 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
 
     assert bootstrap(found, seed=3) == bootstrap(found, seed=3)
     assert bootstrap(found, seed=3) != bootstrap(found, seed=4)
+    before = documents(*[10.0] * len(found))
+    assert bootstrap_change(found, before, seed=3) == bootstrap_change(found, before, seed=3)
+    assert bootstrap_change(found, before, seed=3) != bootstrap_change(found, before, seed=4)
 
 
 def test_both_ends_belong_to_an_interval():

@@ -76,6 +76,15 @@ def test_weights_are_float32_unless_another_dtype_is_asked_for(saved, tokenizer)
         assert load_for_evaluation(place, dtype=dtype)[0].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("load", [load_for_evaluation, load_mixture])
+def test_a_mixture_has_the_dtype_and_the_device_that_are_asked_for(saved, tokenizer, load):
+    place = saved(named_model(vocab_size=len(tokenizer)).to(torch.bfloat16))
+
+    assert load(place)[0].dtype == torch.float32
+    assert load(place, dtype="auto")[0].dtype == load(place, dtype="bfloat16")[0].dtype == torch.bfloat16
+    assert {parameter.device.type for parameter in load(place, device="meta")[0].parameters()} == {"meta"}
+
+
 @pytest.mark.parametrize("dtype", ["int8", "flaot32", "nn", torch.int64])
 def test_a_dtype_that_weights_cannot_have_is_refused(dtype):
     with pytest.raises(ConfigurationError, match="no dtype"):

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 
 from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError
 from flexolmo_hf.evaluation.baselines.loading import Folder, Member, common_settings, loaded, refuse_other_parts
+from flexolmo_hf.evaluation.baselines.settled_by_prompt import SettledByPrompt
 from flexolmo_hf.modeling.arguments import refuse_leftovers
 from flexolmo_hf.modeling.names import check_distinct, check_expert_name
 
@@ -62,7 +63,7 @@ class _NotFromSettings(GenerationConfig):
         return GenerationConfig()
 
 
-class MembersForCausalLM(PreTrainedModel, GenerationMixin):
+class MembersForCausalLM(PreTrainedModel, GenerationMixin, SettledByPrompt):
     """Differs from other models in what it is made of: whole models with the same tokenizer, each under a name.
 
     Attributes:
@@ -148,6 +149,11 @@ class MembersForCausalLM(PreTrainedModel, GenerationMixin):
     def settles_by_prefix(self) -> bool:
         """Whether the members' weights are settled by the first tokens of a text."""
         return True
+
+    @property
+    def prompt_argument(self) -> str | None:
+        """``"weight_tokens"`` where the first tokens of a text settle the weights."""
+        return "weight_tokens" if self.settles_by_prefix else None
 
     def _own_cache(self, cache: Any) -> Any:
         if cache is not None and not isinstance(cache, self.cache_class):

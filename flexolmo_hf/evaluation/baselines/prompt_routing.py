@@ -23,6 +23,7 @@ from flexolmo_hf.evaluation.baselines.loading import Folder, Member, common_sett
 from flexolmo_hf.evaluation.baselines.prompt_routed_config import PromptRoutedConfig
 from flexolmo_hf.evaluation.baselines.prompt_router import Choice, PromptRouter, load_router
 from flexolmo_hf.evaluation.baselines.queries import query_lengths, real_tokens
+from flexolmo_hf.evaluation.baselines.settled_by_prompt import SettledByPrompt
 from flexolmo_hf.modeling.arguments import known_arguments, refuse_leftovers, refuse_unknown
 from flexolmo_hf.modeling.names import PUBLIC
 
@@ -30,7 +31,7 @@ from flexolmo_hf.modeling.names import PUBLIC
 _REMEMBERED = 4096
 
 
-class PromptRoutedForCausalLM(PreTrainedModel, GenerationMixin):
+class PromptRoutedForCausalLM(PreTrainedModel, GenerationMixin, SettledByPrompt):
     """Differs from a model in that a chat model chooses, for each row, which expert computes the logits.
 
     A checkpoint is a folder with ``config.json``, the answering models' tokenizer, the chat model in ``chat/``, and
@@ -52,6 +53,7 @@ class PromptRoutedForCausalLM(PreTrainedModel, GenerationMixin):
     config: PromptRoutedConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    prompt_argument = "query_tokens"
     # The answering models choose their own implementation; nothing of this model attends.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 

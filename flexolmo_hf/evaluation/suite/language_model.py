@@ -11,10 +11,13 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import get_dtype
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-import flexolmo_hf.evaluation.baselines  # noqa: F401  (registers the baselines' types with the Auto classes)
 from flexolmo_hf.errors import ConfigurationError, UnknownArgumentError
+
+# Importing it also registers the baselines' types with the Auto classes.
+from flexolmo_hf.evaluation.baselines import PromptRoutedForCausalLM
 from flexolmo_hf.evaluation.suite.expert_sets import read_set
 from flexolmo_hf.evaluation.suite.offline.encoding import Request
 from flexolmo_hf.evaluation.suite.offline.scoring import can_share_prefixes, score
@@ -104,6 +107,19 @@ class FlexOlmoLM(HFLM):
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
         return answers
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        # Upstream's stops remember as many rows as were given, so that these cannot be handed out to several models.
+        write = super()._model_generate
+        if not isinstance(self.model, PromptRoutedForCausalLM) or len(self.model.answerers) == 1:
+            written: torch.Tensor = write(context, max_length, stop, **options)
+            return written
+        mask_BT = options.pop("attention_mask")
+        rows = [
+            write(ids_1T, max_length, stop, attention_mask=mask_1T, **options)[0]
+            for ids_1T, mask_1T in zip(context.split(1), mask_BT.split(1), strict=True)
+        ]
+        return pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
 
     def choose(self, names: Sequence[str] | None) -> None:
         """Put a set of experts in force; None for all that are loaded.

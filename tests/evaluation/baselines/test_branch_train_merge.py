@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from flexolmo_hf import FlexOlmoForCausalLM
 from flexolmo_hf.errors import ConfigurationError, UnknownArgumentError
 from flexolmo_hf.evaluation.baselines import BranchTrainMergeForCausalLM
+from flexolmo_hf.evaluation.baselines.members_cache import MembersCache
 from flexolmo_hf.evaluation.bits_per_byte import bits_per_byte
 from tests.conftest import dense_model
 
@@ -181,6 +182,20 @@ def test_assisted_decoding_takes_back_drafts_and_changes_nothing(members, input_
 
     assert torch.equal(plain, model.generate(input_ids[:1], assistant_model=members["code"], **options))
     assert torch.equal(plain, model.generate(input_ids[:1], prompt_lookup_num_tokens=3, **options))
+
+
+@EVERY_SETTING
+@torch.no_grad()
+def test_what_is_taken_back_is_as_if_it_had_never_been_read(members, input_ids, settings):
+    model = merged(members, **settings)
+    cache = MembersCache(model.members)
+    cache.activate_past_recording()
+    model(input_ids, past_key_values=cache)
+    cache.crop(-3)
+    other = input_ids.flip(1)[:, :3]
+    expected = model(torch.cat([input_ids[:, :-3], other], dim=1)).logits[:, -3:]
+
+    torch.testing.assert_close(model(other, past_key_values=cache).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @EVERY_SETTING

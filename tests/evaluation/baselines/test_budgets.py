@@ -13,7 +13,7 @@ from flexolmo_hf.evaluation.baselines.budgets import (
     router_tuning_flops,
     whole_model_flops,
 )
-from flexolmo_hf.trainers.plan import ModelSizes
+from flexolmo_hf.trainers.plan import Assumptions, ModelSizes, flops_per_token
 from tests.conftest import TINY, dense_model
 
 T = 32
@@ -73,6 +73,19 @@ def test_matched_training_takes_the_operations_of_the_whole_and_not_one_token_mo
     )
 
     assert tokens * cost <= spent < (tokens + 1) * cost
+
+
+def test_an_owner_trains_one_expert_beside_the_public_one_however_many_owners_there_are():
+    alone = flops_per_token(ModelSizes.of(config(3)), Assumptions(experts=2, sequence=T, checkpointing=False))
+
+    assert flexolmo_flops(config(3), OWNERS.values(), sequence=T) == pytest.approx(80_000 * alone)
+
+
+def test_router_tuning_counts_the_public_expert_beside_the_owners():
+    plain, tuned = (flexolmo_flops(config(3), OWNERS.values(), sequence=T, router_tokens=n) for n in (0, 1000))
+    tuning = router_tuning_flops(ModelSizes.of(config(3)), experts=3, sequence=T)
+
+    assert tuned - plain == pytest.approx(1000 * tuning)
 
 
 def test_with_all_experts_active_the_same_operations_are_fewer_tokens():

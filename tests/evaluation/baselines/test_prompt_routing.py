@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError, NotFlexOlmoError, UnknownArgumentError
@@ -11,7 +12,7 @@ from flexolmo_hf.evaluation.baselines.label_sets import Label, LabelSet
 from flexolmo_hf.evaluation.baselines.prompt_router import Choice
 from tests.conftest import byte_tokenizer, dense_model
 from tests.evaluation.baselines.chat import chat_model
-from tests.modeling.test_expert_sets import named_model
+from tests.modeling.test_expert_sets import named_model, poison
 
 WORDS = {"public": "general", "math": "sums", "code": "programs", "news": "reports"}
 LABELS = LabelSet("test", "{labels} {text}", tuple(Label(word, name, "") for name, word in WORDS.items()))
@@ -164,6 +165,37 @@ def test_positions_may_be_given_once_for_all_rows(routed, tokenizer):
     positions = torch.arange(7).unsqueeze(0)
 
     torch.testing.assert_close(routed(ids, position_ids=positions).logits, routed(ids).logits)
+
+
+@torch.no_grad()
+def test_an_expert_that_is_switched_off_cannot_be_chosen(tokenizer, mixture):
+    mixture.set_active_experts(["public", "math"])
+    model = PromptRoutedForCausalLM.from_models(mixture, tokenizer, labels=LABELS, chat=chat_model(), prefix=4)
+    batch = encoded(tokenizer, PROMPTS, "right")
+    before = model(**batch).logits
+    poison(mixture, ["code", "news"])
+
+    assert model.experts == ["public", "math"]
+    assert [label.word for label in model.router.labels.labels] == ["general", "sums"]
+    assert torch.equal(model(**batch).logits, before)
+
+
+@torch.no_grad()
+def test_logits_to_keep_and_labels_mean_what_they_mean_elsewhere(routed, tokenizer):
+    ids = encoded(tokenizer, [prompt[:7] for prompt in PROMPTS], "right")["input_ids"]
+    full = routed(ids, labels=ids)
+    by_hand = F.cross_entropy(full.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+    torch.testing.assert_close(full.loss, by_hand)
+    assert torch.equal(routed(ids, logits_to_keep=3).logits, full.logits[:, -3:])
+    assert torch.equal(routed(ids, logits_to_keep=torch.tensor([1, 5])).logits, full.logits[:, [1, 5]])
+
+
+def test_a_query_is_handed_on_whole_for_the_chat_model_to_cut(routed):
+    query = "m: " + "x" * 500
+    routed.choose([query, query])
+
+    assert routed.asked == [query]
 
 
 def test_what_was_chosen_is_counted(routed, tokenizer):

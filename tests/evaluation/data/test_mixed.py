@@ -84,5 +84,13 @@ def test_only_the_named_split_is_read(corpus):
     assert mixed_documents(corpus)[PAIRS] != before[PAIRS]
 
 
+def test_another_split_is_read_alone(corpus):
+    expected = mixed_documents(corpus)
+    for domain in DOMAINS:
+        (corpus.folder / domain / "test.jsonl").unlink()
+
+    assert mixed_documents(corpus, "train") == expected
+
+
 def test_kinds_without_their_domain_are_left_out(tmp_path):
     assert mixed_documents(corpus_of(tmp_path / "one", {"math": [prose("math")]})) == {}

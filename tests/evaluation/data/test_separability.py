@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.evaluation.data import separability as module
 from flexolmo_hf.evaluation.data.separability import draw_separability, separability
 from tests.evaluation.data.handmade import corpus_of
 
@@ -34,6 +35,17 @@ def test_given_encoder_is_the_one_that_judges(corpus):
     assert found.accuracy["cooking"] == 1.0
 
 
+def test_a_domain_of_unlike_texts_has_a_centroid_as_long_as_any(corpus):
+    # Degrees: cooking lies on both sides of 90, so the mean of its texts is short; 50 is nearer to 90 than to 0.
+    degrees = dict.fromkeys(TEXTS["math"], 0) | dict(zip(TEXTS["cooking"], (30, 150, 90), strict=True)) | {"soup": 50}
+    corpus.file("cooking", "test").write_text('{"text": "soup"}\n')
+
+    def encoder(texts):
+        return np.array([[np.cos(np.radians(degrees[text])), np.sin(np.radians(degrees[text]))] for text in texts])
+
+    assert separability(corpus, encoder).confusion_DD.tolist() == [[3, 0], [0, 1]]
+
+
 def test_centroids_come_from_other_texts_than_those_that_are_judged(corpus):
     seen = []
 
@@ -45,6 +57,15 @@ def test_centroids_come_from_other_texts_than_those_that_are_judged(corpus):
     separability(corpus, encoder)
 
     assert seen.count("only judged") == 1 and seen.count(TEXTS["math"][0]) == 1
+
+
+def test_words_are_weighed_by_the_texts_that_are_learnt_from(corpus, monkeypatch):
+    learnt, tfidf = [], module._tfidf
+    monkeypatch.setattr(module, "_tfidf", lambda texts: learnt.extend(texts) or tfidf(texts))
+    corpus.file("math", "test").write_text('{"text": "only judged"}\n')
+    separability(corpus)
+
+    assert learnt == [text for texts in TEXTS.values() for text in texts]
 
 
 def test_swapped_domains_are_found_to_be_swapped(corpus):

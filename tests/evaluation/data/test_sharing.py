@@ -26,6 +26,14 @@ def test_every_split_has_exactly_its_budget():
     assert {split: sum(QuarterOfBytes().count(texts)) for split, texts in sharing.splits.items()} == BUDGETS
 
 
+def test_pieces_behind_the_one_that_is_cut_go_to_nobody():
+    # A piece has 23 or 24 tokens: the budget ends within the second.
+    sharing = sharer().share("x", [document(1, pieces=4, words=12)], {"test": 30})
+
+    assert sharing.tokens == {"test": 30}
+    assert len(sharing.splits["test"]) == 2
+
+
 def test_pieces_of_a_document_are_in_one_split_only():
     sharing = sharer().share("x", [document(n, pieces=3) for n in range(30)], BUDGETS)
 
@@ -59,7 +67,7 @@ def test_contaminated_pieces_are_dropped_and_named():
 
     sharing = sharer(contaminated=contaminated).share("x", [document(n) for n in range(12)], {"train": 600})
 
-    assert sharing.contaminated == ["hash"]
+    assert (sharing.contaminated, sharing.copies) == (["hash"], 0)
     assert not [text for text in sharing.splits["train"] if "d7p" in text]
 
 

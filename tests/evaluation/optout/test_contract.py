@@ -77,6 +77,22 @@ def test_what_chance_may_have_done_breaks_a_contract_only_if_the_value_decides(d
     assert verdicts(contract, matrix)["without math", "math"] == verdict
 
 
+@pytest.mark.parametrize(("decided_by", "verdict"), [("interval", "unsure"), ("value", "broken")])
+@pytest.mark.parametrize("percent", [1.1, -1.1])
+def test_either_way_an_interval_that_reaches_what_was_agreed_breaks_nothing(percent, decided_by, verdict):
+    matrix = made(changed("without math", "code", percent), spread=3)
+    found = verdicts(Contract(each=Terms(others_change=1), decided_by=decided_by), matrix)
+
+    assert found["without math", "code"] == verdict
+
+
+@pytest.mark.parametrize(("decided_by", "verdict"), [("interval", "unsure"), ("value", "broken")])
+def test_bits_per_byte_whose_interval_reaches_what_was_agreed_break_nothing(decided_by, verdict):
+    contract = Contract(bits_per_byte={"without code": {"math": 2.0}}, decided_by=decided_by)
+
+    assert verdicts(contract, made(spread=3))["without code", "math"] == verdict
+
+
 def test_what_is_not_a_number_keeps_no_promise():
     matrix = made(changed("without math", "code", math.nan))
 
@@ -111,9 +127,10 @@ def test_a_margin_with_which_nothing_could_be_kept_or_broken_is_refused(margin):
         Contract.from_matrix(made(), margin=margin)
 
 
-def test_no_contract_is_written_of_what_is_not_a_number():
+@pytest.mark.parametrize("percent", [math.nan, math.inf])
+def test_no_contract_is_written_of_what_is_not_a_number(percent):
     with pytest.raises(ConfigurationError, match="bits per byte of 'code', without math, are no number"):
-        Contract.from_matrix(made(changed("without math", "code", math.nan)))
+        Contract.from_matrix(made(changed("without math", "code", percent)))
 
 
 def test_a_contract_is_the_same_after_being_written_and_read(tmp_path):
@@ -123,6 +140,13 @@ def test_a_contract_is_the_same_after_being_written_and_read(tmp_path):
     assert Contract.load(tmp_path / "contract.yaml") == contract
     with pytest.raises(ConfigurationError, match="there already"):
         contract.save(tmp_path / "contract.yaml")
+
+
+def test_every_part_of_a_contract_is_written(tmp_path):
+    contract = Contract(EACH, {"math": Terms(own_loses=15)}, {"math+public": {"math": 2.5}}, "value")
+    contract.save(tmp_path / "contract.yaml")
+
+    assert Contract.load(tmp_path / "contract.yaml") == contract
 
 
 def test_a_broken_clause_says_what_was_measured_and_what_was_agreed():
@@ -162,6 +186,14 @@ def test_an_expert_whose_own_data_are_not_there_is_refused_if_they_must_get_wors
 
     with pytest.raises(ConfigurationError, match="data 'code'"):
         Contract(each=EACH).check(matrix)
+
+
+def test_a_promise_about_public_data_that_are_not_there_is_refused():
+    without_public = {label: {"math": row["math"], "code": row["code"]} for label, row in CHANGES.items()}
+    matrix = made({ALL: {"math": 0, "code": 0}, **without_public})
+
+    with pytest.raises(ConfigurationError, match="data 'public'"):
+        Contract(each=Terms(own_loses=1, public_changes=1)).check(matrix)
 
 
 @pytest.mark.parametrize(

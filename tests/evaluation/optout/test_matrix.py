@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError, UnknownExpertError
 from flexolmo_hf.evaluation.bits_per_byte import bits_by_document, bits_per_byte
-from flexolmo_hf.evaluation.intervals import bootstrap_change
-from flexolmo_hf.evaluation.optout import opt_out_matrix
+from flexolmo_hf.evaluation.intervals import Interval, bootstrap_change
+from flexolmo_hf.evaluation.optout import Change, opt_out_matrix
 from tests.conftest import dense_model
 from tests.evaluation.optout.models import TEXTS, byte_model, specialist
 from tests.modeling.test_expert_sets import NAMES, poison
@@ -74,6 +74,21 @@ def test_a_change_is_relative_to_all_experts_and_its_interval_is_paired(tokenize
         matrix.documents["without math"]["math"], matrix.documents["all experts"]["math"]
     )
     assert matrix.change("all experts", "math").value == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "clear"),
+    [
+        (0.01, 0.02, True),
+        (-0.02, -0.01, True),
+        (-0.01, 0.01, False),
+        (0, 0.01, False),
+        (-0.01, 0, False),
+        (0, 0, False),
+    ],
+)
+def test_a_change_is_clear_if_its_interval_does_not_hold_zero(low, high, clear):
+    assert Change((low + high) / 2, Interval(low, high)).is_clear == clear
 
 
 def test_experts_that_are_off_count_as_absent(tokenizer):

@@ -58,6 +58,17 @@ def test_the_command_reports_what_the_function_measures(place):
     assert all(row in result.stdout for row in expected.sets)
 
 
+def test_the_field_and_the_dtype_are_those_that_are_asked_for(place):
+    (place / "said.jsonl").write_text("".join(json.dumps({"said": text}) + "\n" for text in TEXTS["math"]))
+    result = run("--data", "math=said.jsonl", "--field", "said", "--dtype", "bfloat16", "--out", "report", names=())
+    assert result.exit_code == 0, result.output
+    found = json.loads((place / "report" / "opt_out.json").read_text())["sets"][ALL]["data"]["math"]["bits_per_byte"]
+    model = FlexOlmoForCausalLM.from_pretrained("MODEL", dtype=torch.bfloat16)
+    matrix = opt_out_matrix(model, byte_tokenizer(), {"math": TEXTS["math"]}, max_length=24, batch_size=3)
+
+    assert found == matrix.bits(ALL, "math")
+
+
 def test_a_contract_written_from_the_measurement_is_kept_and_a_stricter_one_fails_the_build(place):
     assert run("--write-contract", "contract.yaml").exit_code == 0
     kept = run("--contract", "contract.yaml")

@@ -82,6 +82,12 @@ def test_a_limit_is_of_documents_per_domain(place):
     assert shares_of_files("MODEL", DATA).documents == [2, 1]
 
 
+def test_text_is_read_from_the_field_that_is_asked_for(place):
+    (place / "math.jsonl").write_text('{"said": "mmmc", "text": "p"}\n')
+
+    assert shares_of_files("MODEL", DATA, field="said").tokens == [4, 4]
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "says"),
     [

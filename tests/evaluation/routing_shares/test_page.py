@@ -8,13 +8,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from flexolmo_hf.errors import ConfigurationError, ExpertRowsError, NonFiniteTensorError, NotFlexOlmoError
 from flexolmo_hf.evaluation.routing_shares.page import _letters, _page, text_page
 from tests.conftest import dense_model
-from tests.modeling.test_expert_sets import poison
+from tests.evaluation.routing_shares.conftest import known_model
+from tests.modeling.test_expert_sets import named_model, poison
 
 NASTY = '<script>alert("p")</script> & é😀\r\n\tmc</main>\'"--> $text ${data}'
 
@@ -120,6 +122,21 @@ def test_each_layer_has_the_shares_of_its_own(model, tokenizer):
     assert data["experts"] == ["public", "math", "code"]
     assert data["letters"] == ["P", "M", "C"]
     assert data["layers"] == [[[125, 750, 125], [250, 125, 625]], [[125, 125, 750], [250, 625, 125]]]
+
+
+def test_the_text_is_read_behind_the_token_that_stands_before_a_document(tokenizer):
+    model = named_model(vocab_size=len(tokenizer))
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer("mcp")["input_ids"]]])
+    expected_TLE = model.attribution(ids).weights[0, 1:]
+    layers = json.loads(Read(text_page(model, tokenizer, "mcp")).data)["layers"]
+
+    np.testing.assert_allclose(layers, 1000 * expected_TLE.transpose(0, 1), atol=0.51)
+
+
+def test_the_experts_that_are_used_share_the_whole(tokenizer):
+    layers = json.loads(Read(text_page(known_model(per_token=2), tokenizer, "c")).data)["layers"]
+
+    assert layers == [[[286, 0, 714]], [[286, 714, 0]]]
 
 
 def test_experts_with_the_same_initial_get_other_letters():

@@ -60,6 +60,15 @@ def test_markdown_shows_the_shares_of_each_domain(model, tokenizer):
     assert "places among the strongest 2" in markdown(routing_shares(model, tokenizer, TEXTS, top_k=2))
 
 
+def test_markdown_shows_each_layer_and_how_often_it_agrees_with_the_next(model, tokenizer):
+    # "p" goes to public in both layers; "m" and "c" change sides.
+    page = markdown(routing_shares(model, tokenizer, {"mixed": ["ppmc"]}))
+    first, last = page.split("## Layers")[1].splitlines()[-2:]
+
+    assert first.startswith("| 0 | 34.4% | 34.4% |") and first.endswith("| 1.34 | 50.0% (37.5%) |")
+    assert last.startswith("| 1 | 34.4% |") and last.endswith("| 34.4% | 1.34 |  |")
+
+
 def test_the_table_marks_the_largest_share_and_shows_names_as_they_are(model, tokenizer):
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table(routing_shares(model, tokenizer, {"[red]x[/red]": ["ppp"]})))
@@ -94,6 +103,17 @@ def test_bars_and_lines_carry_the_shares_measured(tmp_path, monkeypatch):
     np.testing.assert_allclose(widths, shares.top1.mean(axis=1).T.flatten())
     np.testing.assert_array_equal(depth.axes[1].lines[2].get_ydata(), shares.top1[1, :, 2])
     np.testing.assert_allclose(position.axes[1].lines[2].get_ydata(), shares.position[1].mean(axis=1)[:, 2])
+
+
+def test_lines_over_positions_end_where_the_documents_do(tmp_path, monkeypatch):
+    shares, kept = invented(3, 2, 4), []
+    shares.bucket_tokens[1, 4:] = 0
+    shares.position[1, 4:] = 0
+    monkeypatch.setattr(drawn, "save", lambda figure, path: kept.append(figure))
+    drawn.position_lines(shares, tmp_path)
+
+    assert [len(axis.lines[0].get_xdata()) for axis in kept[0].axes] == [len(shares.buckets), 4]
+    assert min(axis.lines[0].get_ydata().min() for axis in kept[0].axes) > 0
 
 
 def test_every_expert_has_a_look_of_its_own():

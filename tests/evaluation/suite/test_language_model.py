@@ -7,6 +7,8 @@ from transformers import AutoTokenizer
 from flexolmo_hf import FlexOlmoForCausalLM
 from flexolmo_hf.errors import ConfigurationError, UnknownArgumentError, UnknownExpertError
 from tests.conftest import dense_model
+from tests.evaluation.baselines.chat import chat_model
+from tests.evaluation.baselines.test_prompt_routing import BY_LETTER, LABELS, by_letter
 from tests.modeling.test_expert_sets import poison
 
 pytest.importorskip("lm_eval")
@@ -14,6 +16,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
+from flexolmo_hf.evaluation.baselines import PromptRoutedForCausalLM
 from flexolmo_hf.evaluation.suite.language_model import _KNOWN, _OF_THE_MODEL, HFLM, FlexOlmoLM
 
 PAIRS = [("Two and two", " make four"), ("Two and two", " are"), ("Snow is", " cold"), ("A", " b")]
@@ -62,6 +65,16 @@ def test_scores_are_those_of_the_harness_own_class_whatever_is_read_together(che
 
     assert [score for score, _ in mine] == pytest.approx([score for score, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in mine] == [greedy for _, greedy in expected]
+
+
+def test_no_more_is_read_than_was_asked_for(checkpoint):
+    model = FlexOlmoLM(str(checkpoint), device="cpu", max_length=9)
+    # One byte is one token: nine before the last fit.
+    pairs = [("x" * 40 + "the end", " yes"), ("he end", " yes")]
+    asked = [Instance("loglikelihood", {}, pair, number, ("t", number, 1)) for number, pair in enumerate(pairs)]
+    (long, _), (short, _) = model.loglikelihood(asked, disable_tqdm=True)
+
+    assert long == pytest.approx(short, rel=1e-6)
 
 
 def test_a_set_chosen_in_memory_scores_as_one_left_out_at_load_bit_for_bit(checkpoint):
@@ -159,3 +172,61 @@ def test_a_baseline_made_of_several_models_is_scored_and_writes_as_it_does_itsel
 
     assert scores(model)[0] == pytest.approx(expected, abs=1e-4)
     assert model.generate_until(write, disable_tqdm=True) == [tokenizer.decode(written, skip_special_tokens=True)]
+
+
+# The first letter of a prompt decides. All are shorter than the default, and of different lengths.
+ROUTED = [
+    ("m: two plus two is a", " four"),
+    ("c: for x in", " range"),
+    ("m: two plus two is a", " five"),
+    ("p: x", "y"),
+]
+
+
+def routed_model(tokenizer, asked):
+    """Route prompts among dense models, by their first letter."""
+    experts = {name: dense_model(vocab_size=len(tokenizer)) for name in ("public", "math", "code")}
+    model = PromptRoutedForCausalLM.from_models(experts, tokenizer, labels=LABELS, chat=chat_model())
+    model.router.choose = by_letter(model.router, asked)
+    return model, experts
+
+
+def test_a_short_prompt_is_answered_by_the_expert_that_was_chosen_for_the_whole_of_it(tokenizer):
+    asked = []
+    inner, experts = routed_model(tokenizer, asked)
+    requests = [Instance("loglikelihood", {}, pair, number, ("t", number, 1)) for number, pair in enumerate(ROUTED)]
+    found = FlexOlmoLM(inner, tokenizer=tokenizer, device="cpu").loglikelihood(requests, disable_tqdm=True)
+
+    for request, (logprob, greedy) in zip(requests, found, strict=True):
+        own = FlexOlmoLM(experts[BY_LETTER[request.args[0][0]]], tokenizer=tokenizer, device="cpu")
+        ((expected, chosen),) = own.loglikelihood([request], disable_tqdm=True)
+        assert (logprob, greedy) == (pytest.approx(expected, abs=1e-4), chosen)
+    assert sorted(asked) == sorted({prompt for prompt, _ in ROUTED})
+
+
+def test_a_text_without_a_prompt_keeps_the_models_own_prefix(tokenizer):
+    asked, text = [], "m: a text that nobody asks a question about, longer than the prefix"
+    inner, _ = routed_model(tokenizer, asked)
+    model = FlexOlmoLM(inner, tokenizer=tokenizer, device="cpu")
+    (found,) = model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text).input_ids]])
+    with torch.no_grad():
+        logprobs_TV = inner(ids[:, :-1]).logits[0].log_softmax(-1)
+
+    assert found == pytest.approx(logprobs_TV.gather(1, ids[0, 1:, None]).sum().item(), rel=1e-5)
+    # The token that begins a document is the first of 64.
+    assert set(asked) == {text[:63]}
+
+
+@pytest.mark.parametrize("until", [[], ["q", "z", "4"]], ids=str)
+def test_prompts_of_one_batch_are_continued_by_different_experts(tokenizer, until):
+    asked = []
+    inner, experts = routed_model(tokenizer, asked)
+    settings = {"until": until, "max_gen_toks": 12, "do_sample": False}
+    write = [Instance("generate_until", {}, (prompt, settings), i) for i, (prompt, _) in enumerate(ROUTED)]
+    found = FlexOlmoLM(inner, tokenizer=tokenizer, device="cpu", batch_size=4).generate_until(write, disable_tqdm=True)
+
+    for request, text in zip(write, found, strict=True):
+        own = FlexOlmoLM(experts[BY_LETTER[request.args[0][0]]], tokenizer=tokenizer, device="cpu", batch_size=1)
+        assert [text] == own.generate_until([request], disable_tqdm=True)
+    assert set(asked) == {prompt for prompt, _ in ROUTED}

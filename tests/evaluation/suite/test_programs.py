@@ -52,6 +52,16 @@ def test_a_program_of_mbpp_plus_has_to_pass_the_longer_tests(executed):
     assert score_mbpp(longer, ["def double(x):\n    return x * 2\n"]) == {"pass_at_1": 0.0}
 
 
+def test_what_the_tests_of_mbpp_need_stands_before_them(executed):
+    needing = {
+        "test_imports": ["import math"],
+        "test_setup_code": "four = 4",
+        "test_list": ["assert f(four) == math.inf"],
+    }
+
+    assert score_mbpp(needing, ["def f(x):\n    return math.inf * x\n"]) == {"pass_at_1": 1.0}
+
+
 def test_the_challenging_tests_of_mbpp_do_not_count(executed):
     harder = {**MBPP, "challenge_test_list": ["assert False"]}
 

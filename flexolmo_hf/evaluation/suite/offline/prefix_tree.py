@@ -22,12 +22,14 @@ class Node:
         tokens: The node's own, int64, at least one.
         wanted: Offsets among them, each with a token that is asked about as their successor, and by which sequence.
         children: What follows.
+        prompt: What `plant` was told of the node's sequence.
     """
 
     start: int
     tokens: np.ndarray
     wanted: list[tuple[int, int, int]] = field(default_factory=list)
     children: list["Node"] = field(default_factory=list)
+    prompt: int = 0
 
     @property
     def kept(self) -> int:
@@ -35,24 +37,36 @@ class Node:
         return len(self.tokens) - min(offset for offset, _, _ in self.wanted) if self.wanted else 0
 
 
-def plant(inputs: Sequence[np.ndarray], targets: Sequence[Sequence[int]], *, share: bool) -> list[Node]:
+def plant(
+    inputs: Sequence[np.ndarray],
+    targets: Sequence[Sequence[int]],
+    *,
+    share: bool,
+    prompts: Sequence[int] | None = None,
+) -> list[Node]:
     """Build the trees of some sequences.
 
     Args:
         inputs: Token sequences, int64, none empty. Equal ones become one.
         targets: For each, the tokens that are asked about. The last follows the last input, the others come before.
         share: Whether common beginnings are shared; otherwise each distinct sequence is a root without children.
+        prompts: For each, the tokens of its prompt, where these change what is computed: equal sequences with different
+            prompts are then distinct. Nothing is shared then.
 
     Returns:
         The roots. Together the nodes hold every token of every distinct sequence at least once.
     """
     # Big-endian bytes sort as the tokens do, and compare faster.
-    owners: dict[bytes, list[int]] = {}
+    owners: dict[tuple[bytes, int], list[int]] = {}
     for index, tokens in enumerate(inputs):
-        owners.setdefault(tokens.astype(">u4").tobytes(), []).append(index)
+        prompt = 0 if prompts is None else prompts[index]
+        owners.setdefault((tokens.astype(">u4").tobytes(), prompt), []).append(index)
     keys = sorted(owners)
-    tree = _Tree([np.frombuffer(key, dtype=">u4").astype(np.int64) for key in keys])
-    roots = tree.grow(0, len(keys), 0, 1) if share else [tree.leaf(i, 0) for i in range(len(keys))]
+    tree = _Tree([np.frombuffer(key, dtype=">u4").astype(np.int64) for key, _ in keys])
+    if share and prompts is None:
+        roots = tree.grow(0, len(keys), 0, 1)
+    else:
+        roots = [tree.leaf(i, 0, prompt) for i, (_, prompt) in enumerate(keys)]
     for position, key in enumerate(keys):
         length = len(tree.sequences[position])
         for index in owners[key]:
@@ -90,9 +104,9 @@ class _Tree:
                 ranges.extend(self._apart(low, high, shared))
         return nodes
 
-    def leaf(self, position: int, start: int) -> Node:
+    def leaf(self, position: int, start: int, prompt: int = 0) -> Node:
         """Make the node of one sequence's end."""
-        node = Node(start, self.sequences[position][start:])
+        node = Node(start, self.sequences[position][start:], prompt=prompt)
         self.paths[position].append(node)
         return node
 

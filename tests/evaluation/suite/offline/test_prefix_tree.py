@@ -48,6 +48,18 @@ def test_sharing_reads_fewer_tokens_and_never_less_than_the_distinct_ones():
     assert distinct <= shared < apart / 2
 
 
+def test_equal_sequences_with_different_prompts_stay_apart():
+    one, other = np.arange(9), np.arange(12)
+    roots = plant([one, one, other, one], [(1,), (2,), (3,), (4, 5)], share=False, prompts=[9, 9, 12, 8])
+
+    assert [(node.prompt, node.tokens.tolist(), node.children) for node in roots] == [
+        (8, one.tolist(), []),
+        (9, one.tolist(), []),
+        (12, other.tolist(), []),
+    ]
+    assert [node.wanted for node in roots] == [[(7, 4, 3), (8, 5, 3)], [(8, 1, 0), (8, 2, 1)], [(11, 3, 2)]]
+
+
 def test_no_node_is_empty_where_one_sequence_begins_another():
     long = np.arange(60)
     roots = plant([long[:30], long, long[:30]], [(1,), (2,), (3,)], share=True)

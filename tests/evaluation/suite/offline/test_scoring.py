@@ -107,7 +107,7 @@ def test_logits_are_made_for_few_positions(tokenizer):
 
 @pytest.mark.parametrize(
     ("context", "continuation"),
-    [("The cat", " sat"), ("x = ", "12"), ("line\n\n", "next"), ("", "alone"), ("über", " ∑🙂")],
+    [("The cat", " sat"), ("x = ", "12"), ("line\n\n", "next"), ("", "alone"), ("", "<eos>alone"), ("über", " ∑🙂")],
 )
 def test_tokens_at_the_border_are_those_of_the_harness(tokenizer, context, continuation):
     HFLM = pytest.importorskip("lm_eval.models.huggingface").HFLM
@@ -142,6 +142,29 @@ def test_every_token_of_a_continuation_that_does_not_fit_is_scored_once(tokenize
         assert len(piece.inputs) <= 4
         # The last target is what follows the inputs; the others are among them.
         assert list(piece.targets[:-1]) == piece.inputs[len(piece.inputs) - len(piece.targets) + 1 :].tolist()
+
+
+@torch.no_grad()
+def test_a_continuation_that_does_not_fit_is_the_sum_of_its_pieces(tokenizer):
+    model, request = named_model(**SIZE), Request("ab", "0123456789")
+    logprob = 0.0
+    for piece in encode(tokenizer, [request], 4):
+        logprobs_TV = model(torch.tensor(piece.inputs)[None]).logits[0].double().log_softmax(-1)
+        targets = torch.tensor(piece.targets)
+        logprob += logprobs_TV[-len(targets) :].gather(1, targets[:, None]).sum().item()
+
+    (found,) = score(model, tokenizer, [request], max_length=4)
+    assert (found.logprob, found.tokens) == (pytest.approx(logprob, rel=1e-5), 10)
+
+
+def test_a_continuation_in_pieces_is_greedy_if_each_of_them_is(tokenizer):
+    model = named_model(**SIZE)
+    (favourite,) = tokenizer("y")["input_ids"]
+    model.lm_head = torch.nn.Linear(model.lm_head.in_features, 258)
+    model.lm_head.load_state_dict({"weight": torch.zeros_like(model.lm_head.weight), "bias": torch.eye(258)[favourite]})
+    found = score(model, tokenizer, [Request("ab", end) for end in ("yyyyyyyy", "xxxxyyyy", "yyyyxxxx")], max_length=4)
+
+    assert [one.greedy for one in found] == [True, False, False]
 
 
 def test_a_model_that_sees_a_window_shares_nothing_and_says_so(tokenizer, refused):
