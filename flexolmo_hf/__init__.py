@@ -70,6 +70,7 @@ _HOMES = {
     "merge_experts": "composition.merge",
     "opt_out_matrix": "evaluation.optout.matrix",
     "plan_training": "trainers.plan",
+    "project_biases": "trainers.freezing",
     "rollback_router": "composition.router_base",
     "routing_shares": "evaluation.routing_shares.shares",
     "run_offline": "evaluation.suite.offline.run",

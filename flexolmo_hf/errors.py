@@ -497,17 +497,17 @@ class FrozenMovedError(FlexOlmoError):
 
 
 class NonFiniteLossError(FlexOlmoError):
-    """The loss of a training step is NaN or infinite."""
+    """The loss of a training step, or its gradient, is NaN or infinite."""
 
-    def __init__(self, step: int, batch: int, checkpoint: str | None):
-        super().__init__(step, batch, checkpoint)
-        self.step, self.batch, self.checkpoint = step, batch, checkpoint
+    def __init__(self, step: int, batch: int, checkpoint: str | None, what: str = "loss"):
+        super().__init__(step, batch, checkpoint, what)
+        self.step, self.batch, self.checkpoint, self.what = step, batch, checkpoint, what
 
     def __str__(self) -> str:
         kept = f"The last good checkpoint is {self.checkpoint!r}." if self.checkpoint else "None was saved yet."
         return (
-            f"The loss is not finite at step {self.step}, in batch {self.batch} of the run; the step was not taken. "
-            f"{kept} Lower the learning rate, or look at that batch."
+            f"The {self.what} is not finite at step {self.step}, in batch {self.batch} of the run; the step was not "
+            f"taken. {kept} Lower the learning rate, or look at that batch."
         )
 
 

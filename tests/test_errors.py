@@ -54,6 +54,7 @@ SAMPLES = [
     errors.FrozenMovedError(["model.embed_tokens.weight"]),
     errors.NonFiniteLossError(3, 12, "checkpoint-2"),
     errors.NonFiniteLossError(1, 1, None),
+    errors.NonFiniteLossError(2, 5, "checkpoint-1", "gradient"),
     errors.NoCheckpointError("run", ["checkpoint-3"]),
     errors.ResumeMismatchError([("learning_rate", 1e-3, 2e-3)]),
     errors.MissingExtraError("train", ["trl"]),

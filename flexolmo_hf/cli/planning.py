@@ -20,7 +20,7 @@ def plan(
     gpu_memory_gb: Annotated[float, typer.Option(help="Memory of one GPU, in 10^9 bytes.")] = 80.0,
     peak_flops: Annotated[float, typer.Option(help="Peak of one GPU in bf16, operations per second.")] = 989e12,
     utilisation: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
-    frozen_bytes: Annotated[float, typer.Option(help="Bytes of a frozen parameter: 2 in bf16, 4 in fp32.")] = 2,
+    frozen_bytes: Annotated[float, typer.Option(help="Bytes of a frozen parameter: 4 in fp32, 2 in bf16.")] = 4,
     optimizer_bytes: Annotated[float, typer.Option(help="Per trained parameter: 8 for AdamW, 2 for 8-bit.")] = 8,
     tokens: Annotated[float, typer.Option(help="Tokens to train on.")] = 50e9,
 ) -> None:

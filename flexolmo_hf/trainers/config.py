@@ -75,6 +75,21 @@ class TextSettings(PartSettings):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
     max_length: int | None = field(default=4096, metadata={"help": "Tokens per sequence."})
 
+    def __post_init__(self) -> None:
+        """Check what can be known without the model.
+
+        Raises:
+            ConfigurationError: If labels are smoothed beside the output z-loss, or as the other settings.
+        """
+        super().__post_init__()
+        smoothing: float = self.label_smoothing_factor  # type: ignore[attr-defined]
+        if self.lm_z_loss_coef and smoothing:
+            raise ConfigurationError(
+                f"label_smoothing_factor is {smoothing}, but the output z-loss is computed from the labels' "
+                "log-probabilities, which label smoothing does not make.",
+                "Set lm_z_loss_coef=0, or leave label_smoothing_factor at 0.",
+            )
+
 
 @dataclass
 class ExpertSettings(PartSettings):

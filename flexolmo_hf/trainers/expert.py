@@ -7,7 +7,7 @@ from trl import SFTTrainer
 from flexolmo_hf.trainers.config import ExpertSFTConfig
 from flexolmo_hf.trainers.mixin import ExpertTrainerMixin
 from flexolmo_hf.trainers.part import OutputZLoss
-from flexolmo_hf.trainers.rows import refuse_too_short, refuse_unreadable
+from flexolmo_hf.trainers.rows import refuse_lacking, refuse_too_short, text_columns
 
 
 class ExpertSFTTrainer(OutputZLoss, ExpertTrainerMixin, SFTTrainer):
@@ -33,13 +33,14 @@ class ExpertSFTTrainer(OutputZLoss, ExpertTrainerMixin, SFTTrainer):
 
     def __init__(self, model: Any, args: ExpertSFTConfig, **kwargs: Any):
         self._given_rows = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
+        self._makes_text = kwargs.get("formatting_func") is not None
         super().__init__(model, args=args, **kwargs)
         refuse_too_short(self.train_dataset)
 
     def _prepared(self, model: Any, args: Any) -> Any:
         model = super()._prepared(model, args)
         for rows in self._given_rows:
-            refuse_unreadable(rows, args.dataset_text_field)
+            refuse_lacking(rows, [] if self._makes_text else text_columns(args.dataset_text_field))
         return model
 
     def training_record(self) -> dict[str, Any]:

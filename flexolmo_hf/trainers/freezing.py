@@ -38,8 +38,8 @@ def freeze_except(
     Raises:
         UnknownExpertError: If the checkpoint has no such expert.
         ExpertNotLoadedError: If it was left out at load time.
-        ConfigurationError: If it is the public expert, is not in force and would never be trained, is offloaded, or
-            `unfreeze_shared` names something else than shared weights.
+        ConfigurationError: If it is the public expert, is not in force and would never be trained, is offloaded or
+            quantised, nothing would be trained, or `unfreeze_shared` names something else than shared weights.
     """
     position = model.expert_position(expert)
     if expert == PUBLIC and not allow_training_anchor:
@@ -54,6 +54,7 @@ def freeze_except(
             "Switch it on with set_active_experts first.",
         )
     refuse_offloaded(model)
+    _refuse_unlearnable(model, expert, alone=not (train_router or unfreeze_shared))
     if unknown := [name for name in unfreeze_shared if name not in SHARED]:
         raise ConfigurationError(f"There are no shared weights called {unknown}.", f"Choose of {list(SHARED)}.")
     unfreeze(model)
@@ -70,6 +71,20 @@ def freeze_except(
         if is_shared(name, unfreeze_shared):
             parameter.requires_grad_(True)
     return [name for name, p in model.named_parameters() if p.requires_grad]  # type: ignore[attr-defined]
+
+
+def _refuse_unlearnable(model: ExpertSets, expert: str, *, alone: bool) -> None:
+    weights = [parameter for module in model.expert_modules(expert) for parameter in module.parameters()]
+    if not all(weight.is_floating_point() for weight in weights):
+        raise ConfigurationError(
+            f"Expert {expert!r} is quantised, and quantised weights do not learn.",
+            "Load the model without a quantization_config to train it, and quantise what comes of it.",
+        )
+    if alone and not weights:
+        raise ConfigurationError(
+            f"Expert {expert!r} has no weight that learns and its router row is left out, so nothing would be trained.",
+            "Leave train_router at True, or load the expert in a form that can be trained.",
+        )
 
 
 def refuse_offloaded(model: ExpertSets) -> None:

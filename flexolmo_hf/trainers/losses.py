@@ -62,7 +62,7 @@ class TrainingTap:
     def __init__(self, model: nn.Module):
         self.router_logits: list[torch.Tensor] = []
         self.hidden_BTH = torch.empty(0)
-        self.log_probs_BT = torch.empty(0)
+        self.log_probs_BT: torch.Tensor | None = None
         self._listening = False
         for module in model.modules():
             if isinstance(module, FlexOlmoRouter):
@@ -83,7 +83,7 @@ class TrainingTap:
 
     def release(self) -> None:
         """Forget what was recorded, so that no activation outlives its step."""
-        self.router_logits, self.hidden_BTH, self.log_probs_BT = [], torch.empty(0), torch.empty(0)
+        self.router_logits, self.hidden_BTH, self.log_probs_BT = [], torch.empty(0), None
 
     def _hears(self) -> bool:
         # A pass without gradient is a reference's, not the policy's.
@@ -99,4 +99,5 @@ class TrainingTap:
 
     def _hear_model(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._hears():
-            self.log_probs_BT = output.log_probs
+            # Absent where the loss is made of whole logits: with smoothed labels, or by the caller's own function.
+            self.log_probs_BT = output.get("log_probs")

@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 import torch
 import transformers
 import trl
+from torch.distributed.tensor import DTensor
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
+from trl import BEMACallback
 
 from flexolmo_hf.errors import ConfigurationError, NoCheckpointError, NonFiniteLossError, NotFlexOlmoError
 from flexolmo_hf.modeling.expert_sets import ExpertSets
@@ -17,15 +19,21 @@ from flexolmo_hf.trainers.freezing import project_biases
 from flexolmo_hf.trainers.fused_head import small_pieces
 from flexolmo_hf.trainers.losses import TrainingTap, lm_z_squares, router_z_loss
 from flexolmo_hf.trainers.progress import ExpertProgressBar
-from flexolmo_hf.trainers.proof import FrozenProof
-from flexolmo_hf.trainers.resume import decisive_settings, last_complete_checkpoint, refuse_changes, write_run
+from flexolmo_hf.trainers.proof import FrozenProof, write_proof
+from flexolmo_hf.trainers.resume import (
+    decisive_settings,
+    last_complete_checkpoint,
+    recognise_rows,
+    refuse_changes,
+    write_run,
+)
 
 
 class PartTrainerMixin:
     """Stands before a trainer of TRL among the bases of a class; what moves is the subclass's choice.
 
     With every save, and at the end, the frozen tensors are hashed and compared with the start; ``frozen.json`` says so.
-    A run can be resumed to the bit, and stops before a step whose loss is not finite.
+    A run can be resumed to the bit, and stops before a step whose loss or gradient is not finite.
 
     Attributes:
         settings_class: The kind of settings it takes: a subclass of `PartSettings` and of the trainer's own.
@@ -47,10 +55,11 @@ class PartTrainerMixin:
         self._tap = TrainingTap(self.model)
         self._proof = FrozenProof(self.model)
         self._progress = self._new_progress()
-        self._batches = 0
-        self.add_callback(_KeepBiasesNegative())  # type: ignore[attr-defined]
+        self._batches, self._started = 0, False
+        self._run: dict[str, Any] | None = None
+        self.add_callback(_KeepBiasesNegative())
         if self.pop_callback(ProgressCallback) is not None:  # type: ignore[attr-defined]
-            self.add_callback(ExpertProgressBar())  # type: ignore[attr-defined]
+            self.add_callback(ExpertProgressBar())
 
     def _prepared(self, model: Any, args: Any) -> Any:
         """Check what was given and return the model; a subclass freezes it."""
@@ -63,7 +72,27 @@ class PartTrainerMixin:
             model = load_to_train(model, args)
         if not isinstance(model, ExpertSets):
             raise NotFlexOlmoError(model.config.model_type)
+        if getattr(model, "hf_quantizer", None) is not None:
+            raise ConfigurationError(
+                "The model is quantised, and quantised weights do not learn.",
+                "Load it without a quantization_config to train it, and quantise what comes of it.",
+            )
         return model
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback as the host does.
+
+        Raises:
+            ConfigurationError: If it, or one that was given at construction, is TRL's `BEMACallback` while something is
+                frozen: it lays the averages of the trained parameters over the first of all parameters.
+        """
+        super().add_callback(callback)  # type: ignore[misc]
+        kinds = [type(each) for each in self.callback_handler.callbacks]  # type: ignore[attr-defined]
+        if BEMACallback in kinds and not all(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ConfigurationError(
+                "TRL's BEMACallback averages models of which every parameter is trained, and here most are frozen.",
+                "Average with torch.optim.swa_utils.AveragedModel(model) and update_parameters(model) after each step.",
+            )
 
     def _new_progress(self) -> Any:
         """Return what collects figures: with `count` and `figures`."""
@@ -82,21 +111,21 @@ class PartTrainerMixin:
             **kwargs: As the host's.
 
         Raises:
-            NoCheckpointError: If there is none.
-            ResumeMismatchError: If model or settings are not those of the run.
-            NonFiniteLossError: If the loss becomes NaN or infinite.
+            NoCheckpointError: If there is none, or the given one was not saved to its end.
+            ResumeMismatchError: If model, settings, data or the number of processes are not those of the run.
+            NonFiniteLossError: If the loss or a gradient becomes NaN or infinite.
             FrozenMovedError: If something frozen has moved.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_complete_checkpoint(self.args.output_dir))
+        self._batches, self._run = 0, self._settings_and_data()
         if resume_from_checkpoint:
-            refuse_changes(resume_from_checkpoint, self._decisive_settings())
+            self._batches = refuse_changes(resume_from_checkpoint, self._run)
             self._resume_from(resume_from_checkpoint)
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
+        found = self._proof.check(self.model, together=True)
         if self.args.should_save and Path(self.args.output_dir).is_dir():
-            self._proof.write(self.args.output_dir, self.model, self.state.global_step)
-        else:
-            self._proof.check(self.model)
+            write_proof(self.args.output_dir, found, self.state.global_step)
         return result
 
     def _resume_from(self, folder: str) -> None:
@@ -104,14 +133,25 @@ class PartTrainerMixin:
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Take the host's step, and stop before the optimizer does if the loss is not finite."""
-        if self._batches == 0:
+        if not self._started:
             self._proof.follow_sharding(self.model)
+            self._started = True
         self._batches += 1
         with small_pieces(self.accelerator.device):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         if not torch.isfinite(loss):
             raise NonFiniteLossError(self.state.global_step + 1, self._batches, self._last_checkpoint())
         return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        # In float16 the gradient scaler leaves such steps out and goes on with a smaller scale.
+        if norm is None or self.accelerator.scaler is not None:
+            return norm
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+        if not torch.isfinite(whole):
+            raise NonFiniteLossError(self.state.global_step + 1, self._batches, self._last_checkpoint(), "gradient")
+        return norm
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as the host does."""
@@ -170,7 +210,10 @@ class PartTrainerMixin:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _decisive_settings(self) -> dict[str, Any]:
-        return decisive_settings(self.args, self._proof.fingerprint)
+        return decisive_settings(self.args, model=self._proof.fingerprint, trainer=type(self).__name__)
+
+    def _settings_and_data(self) -> dict[str, Any]:
+        return {**self._decisive_settings(), **recognise_rows(self.train_dataset)}  # type: ignore[attr-defined]
 
     def training_record(self) -> dict[str, Any]:
         """Return how the part was trained, as numbers and choices: nothing of the data, no path."""
@@ -191,6 +234,22 @@ class PartTrainerMixin:
             "software": ", ".join(f"{m.__name__} {m.__version__.split('+')[0]}" for m in (transformers, trl, torch)),
         }
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as the host does, once it is known that nothing frozen has moved, and write ``frozen.json`` beside it.
+
+        Raises:
+            FrozenMovedError: If something frozen has moved, in whatever process; nothing is saved then.
+        """
+        # Checkpoints are made in every process; otherwise one of several copies of the model may be saved alone.
+        found = self._proof.check(self.model, together=_internal_call or self._proof.sharded)
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        folder = Path(output_dir or self.args.output_dir)
+        # Of a checkpoint in shards the host makes the folder later.
+        if self.args.should_save and (_internal_call or folder.is_dir()):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_run(folder, self._run or self._settings_and_data(), self._batches)
+            write_proof(folder, found, self.state.global_step)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         if not self.args.should_save:
@@ -199,8 +258,6 @@ class PartTrainerMixin:
         # A pickle that nothing reads back, with every path of the run in it.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         self._write_records(folder)
-        write_run(folder, self._decisive_settings())
-        self._proof.write(folder, self.model, self.state.global_step)
 
     def _write_records(self, folder: Path) -> None:
         """Write beside the weights what the subclass knows of the run."""
@@ -224,6 +281,12 @@ class OutputZLoss:
     def _lm_z_term(self: Any, heard: TrainingTap, inputs: Any, num_items_in_batch: Any) -> torch.Tensor | float:
         if not self.args.lm_z_loss_coef:
             return 0.0
+        if heard.log_probs_BT is None:
+            raise ConfigurationError(
+                "The loss is computed from whole logits, without the labels' log-probabilities that the output z-loss "
+                "is computed from.",
+                "Set lm_z_loss_coef=0, or leave compute_loss_func out.",
+            )
         labels = inputs["labels"][:, 1:]
         squares = lm_z_squares(heard.hidden_BTH[:, :-1], self.model.lm_head, labels, heard.log_probs_BT)
         tokens = (labels != -100).sum()

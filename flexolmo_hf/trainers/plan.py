@@ -116,7 +116,7 @@ class Assumptions:
         micro_batch: Sequences on each GPU at a time.
         lora: Rank of the expert's low-rank form; 0 trains all of it.
         checkpointing: Whether each layer's activations are computed again in the backward pass instead of kept.
-        frozen_bytes: Bytes of a frozen parameter: 2 in bf16.
+        frozen_bytes: Bytes of a frozen parameter: 4 in fp32, as the trainers load a model; 2 in bf16.
         trained_bytes: Bytes of a trained parameter: 4 in fp32, which also serves as the optimizer's copy.
         gradient_bytes: Bytes of its gradient.
         optimizer_bytes: Bytes of its optimizer state: 8 for AdamW's two moments in fp32, 2 for an 8-bit AdamW.
@@ -138,7 +138,7 @@ class Assumptions:
     micro_batch: int = 1
     lora: int = 0
     checkpointing: bool = True
-    frozen_bytes: float = 2
+    frozen_bytes: float = 4
     trained_bytes: float = 4
     gradient_bytes: float = 4
     optimizer_bytes: float = 8

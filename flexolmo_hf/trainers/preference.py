@@ -8,6 +8,7 @@ from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.trainers.config import ExpertDPOConfig
 from flexolmo_hf.trainers.mixin import ExpertTrainerMixin
 from flexolmo_hf.trainers.reference import Reference
+from flexolmo_hf.trainers.rows import refuse_lacking
 
 
 class ExpertDPOTrainer(ExpertTrainerMixin, DPOTrainer):
@@ -19,8 +20,8 @@ class ExpertDPOTrainer(ExpertTrainerMixin, DPOTrainer):
         **kwargs: As `DPOTrainer`, but for ``ref_model``.
 
     Raises:
-        ConfigurationError: If `args` is no `ExpertDPOConfig`, a reference model is given, or the expert cannot be
-            trained.
+        ConfigurationError: If `args` is no `ExpertDPOConfig`, a reference model is given, the expert cannot be
+            trained, or the data hold nothing to train on.
         NotFlexOlmoError: If the model is of another architecture.
         UnknownExpertError: If the model has no such expert.
     """
@@ -34,6 +35,8 @@ class ExpertDPOTrainer(ExpertTrainerMixin, DPOTrainer):
                 "A reference model was given, but the reference is the trained model with other experts in force.",
                 'Leave ref_model out, and choose with ExpertDPOConfig(reference="anchor" or "start").',
             )
+        for rows in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
+            refuse_lacking(rows, [("chosen", "rejected")])
         super().__init__(model, args=args, **kwargs)
 
     def _prepared(self, model: Any, args: Any) -> Any:
@@ -43,6 +46,9 @@ class ExpertDPOTrainer(ExpertTrainerMixin, DPOTrainer):
 
     def _host_arguments(self) -> dict[str, Any]:
         return {"ref_model": self._reference}
+
+    def _decisive_settings(self) -> dict[str, Any]:
+        return {**super()._decisive_settings(), **self._reference.record()}
 
     def training_record(self) -> dict[str, Any]:
         """Return how the expert was trained, as numbers and choices: nothing of the data, no path."""

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -28,20 +30,40 @@ class FrozenProof:
     def __init__(self, model: nn.Module):
         self.hashes = hash_tensors(frozen_tensors(model))
         self.fingerprint = fingerprint(self.hashes)
+        self.sharded = False
 
-    def check(self, model: nn.Module) -> str:
+    def check(self, model: nn.Module, *, together: bool = False) -> dict[str, Any]:
         """Compare with the model as it is now.
 
+        Args:
+            model: The model.
+            together: Whether every process calls this: each compares what it holds, and all learn what all found.
+
         Returns:
-            The fingerprint, which is that of the start.
+            What ``frozen.json`` says: the fingerprint of the start, that of now, and how many tensors it is of. Of a
+            sharded model, that of now is one of the processes' parts, in a field of its own.
 
         Raises:
-            FrozenMovedError: If a frozen tensor is no longer what it was, bit for bit.
+            FrozenMovedError: If a frozen tensor is no longer what it was, bit for bit; in every process that calls.
         """
         now = hash_tensors({name: tensor for name, tensor in _all_tensors(model).items() if name in self.hashes})
-        if moved := sorted(name for name in self.hashes if now.get(name) != self.hashes[name]):
+        moved = [name for name in self.hashes if now.get(name) != self.hashes[name]]
+        found = [(moved, fingerprint(self.hashes), fingerprint(now))]
+        if together and dist.is_available() and dist.is_initialized():
+            found = found * dist.get_world_size()
+            dist.all_gather_object(found, found[0])
+        if moved := sorted({name for names, _, _ in found for name in names}):
             raise FrozenMovedError(moved)
-        return self.fingerprint
+        count = {"frozen tensors": len(self.hashes)}
+        if not self.sharded:
+            return {"fingerprint before": self.fingerprint, "fingerprint after": fingerprint(now), **count}
+        # A fingerprint of whole tensors would need them gathered.
+        parts = {
+            "processes": len(found),
+            "before": _digest(start for _, start, _ in found),
+            "after": _digest(current for _, _, current in found),
+        }
+        return {"fingerprint before": self.fingerprint, "compared shard by shard": parts, **count}
 
     def follow_sharding(self, model: nn.Module) -> None:
         """Take the parts that are here for the start, if the model has been sharded since and nothing is trained yet.
@@ -50,23 +72,20 @@ class FrozenProof:
         """
         tensors = frozen_tensors(model)
         if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-            self.hashes = hash_tensors(tensors)
+            self.hashes, self.sharded = hash_tensors(tensors), True
 
-    def write(self, folder: str | os.PathLike, model: nn.Module, step: int) -> None:
-        """Check, and write ``frozen.json`` into a folder: nothing but counts and fingerprints.
 
-        Raises:
-            FrozenMovedError: As `check`.
-        """
-        content = {
-            "fingerprint before": self.fingerprint,
-            "fingerprint after": self.check(model),
-            "frozen tensors": len(self.hashes),
-            "step": step,
-        }
-        partial = Path(folder) / f".{PROOF_FILE}"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(Path(folder) / PROOF_FILE)
+def write_proof(folder: str | os.PathLike, found: Mapping[str, Any], step: int) -> None:
+    """Write ``frozen.json`` into a folder: nothing but counts and fingerprints.
+
+    Args:
+        folder: An existing folder.
+        found: From `FrozenProof.check`.
+        step: How many steps were taken.
+    """
+    partial = Path(folder) / f".{PROOF_FILE}"
+    partial.write_text(json.dumps({**found, "step": step}, indent=2) + "\n", encoding="utf-8")
+    partial.replace(Path(folder) / PROOF_FILE)
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -83,7 +102,7 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 def fingerprint(hashes: Mapping[str, str]) -> str:
     """Return one hash for all."""
-    return hashlib.sha256("\n".join(f"{name} {hashes[name]}" for name in sorted(hashes)).encode()).hexdigest()
+    return _digest(f"{name} {hashes[name]}" for name in sorted(hashes))
 
 
 def _all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -102,6 +121,10 @@ def _all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
                 if not isinstance(tensors[name], DTensor):
                     tensors[name] = torch.cat([tensors[name][:at], tensors[name][at + 1 :]])
     return tensors
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _hash(tensor: torch.Tensor) -> str:

@@ -11,6 +11,7 @@ from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.low_rank import LowRankExpert
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 from flexolmo_hf.modeling.names import PUBLIC
+from flexolmo_hf.trainers.proof import fingerprint, hash_tensors
 
 
 class Reference(nn.Module):
@@ -45,6 +46,11 @@ class Reference(nn.Module):
         self.kind = kind
         object.__setattr__(self, "trained", trained)
         object.__setattr__(self, "start", [p.detach().clone() for p in trained] if self.kind == "start" else [])
+
+    def record(self) -> dict[str, Any]:
+        """Return what a resumed run must be held against as well: the kind, and a fingerprint of the start."""
+        weights = fingerprint(hash_tensors({str(index): tensor for index, tensor in enumerate(self.start)}))
+        return {"reference": self.kind, "reference weights": weights}
 
     @property
     def config(self) -> Any:

@@ -9,6 +9,7 @@ from trl.trainer.utils import add_fused_lm_head
 from flexolmo_hf.trainers.config import ExpertGRPOConfig
 from flexolmo_hf.trainers.mixin import ExpertTrainerMixin
 from flexolmo_hf.trainers.reference import Reference
+from flexolmo_hf.trainers.rows import refuse_lacking
 
 
 class ExpertGRPOTrainer(ExpertTrainerMixin, GRPOTrainer):
@@ -22,7 +23,8 @@ class ExpertGRPOTrainer(ExpertTrainerMixin, GRPOTrainer):
         **kwargs: As `GRPOTrainer`.
 
     Raises:
-        ConfigurationError: If `args` is no `ExpertGRPOConfig`, or the expert cannot be trained.
+        ConfigurationError: If `args` is no `ExpertGRPOConfig`, the expert cannot be trained, or the data hold nothing
+            to train on.
         NotFlexOlmoError: If the model is of another architecture.
         UnknownExpertError: If the model has no such expert.
     """
@@ -31,6 +33,10 @@ class ExpertGRPOTrainer(ExpertTrainerMixin, GRPOTrainer):
     _tag_names = ["trl", "grpo", "flexolmo"]
 
     def __init__(self, model: Any, reward_funcs: Any, args: ExpertGRPOConfig, **kwargs: Any):
+        # An environment may make the prompts itself.
+        kinds = [("prompt",)] if kwargs.get("environment_factory") is None else []
+        for rows in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
+            refuse_lacking(rows, kinds)
         beta = getattr(args, "beta", 0.0)
         try:
             # With a weight, TRL would load the model a second time, as the stock class.
@@ -50,6 +56,9 @@ class ExpertGRPOTrainer(ExpertTrainerMixin, GRPOTrainer):
 
     def _token_count(self, inputs: Any) -> int:
         return int(inputs["prompt_ids"].numel() + inputs["completion_ids"].numel())
+
+    def _decisive_settings(self) -> dict[str, Any]:
+        return {**super()._decisive_settings(), **(self.ref_model.record() if self.beta else {})}
 
     def training_record(self) -> dict[str, Any]:
         """Return how the expert was trained, as numbers and choices: nothing of the data, no path."""

@@ -14,6 +14,7 @@ from flexolmo_hf.trainers.router_config import RouterSFTConfig
 from flexolmo_hf.trainers.router_data import checked_sources, in_turn
 from flexolmo_hf.trainers.router_freezing import freeze_all_but_routers
 from flexolmo_hf.trainers.router_progress import RouterProgress
+from flexolmo_hf.trainers.rows import refuse_lacking, text_columns
 
 
 class RouterSFTTrainer(OutputZLoss, PartTrainerMixin, SFTTrainer):
@@ -40,13 +41,16 @@ class RouterSFTTrainer(OutputZLoss, PartTrainerMixin, SFTTrainer):
     _tag_names = ["trl", "sft", "flexolmo"]
 
     def __init__(self, model: Any, args: RouterSFTConfig, train_dataset: Any = None, **kwargs: Any):
-        self._given = train_dataset
+        self._given, self._evaluated = train_dataset, kwargs.get("eval_dataset")
+        self._makes_text = kwargs.get("formatting_func") is not None
         super().__init__(model, args=args, **kwargs)
         self.add_callback(_KeepBase(self))
 
     def _prepared(self, model: Any, args: Any) -> Any:
         model = super()._prepared(model, args)
         self._sources = checked_sources(self._given, model.expert_names)
+        for rows in (self._sources, self._evaluated):
+            refuse_lacking(rows, [] if self._makes_text else text_columns(args.dataset_text_field))
         self._base, self._mixed = complete_base(model), False
         freeze_all_but_routers(model, train_public_row=args.train_public_row)
         return model

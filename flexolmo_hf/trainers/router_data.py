@@ -9,6 +9,7 @@ from trl.data_utils import get_dataset_column_names
 
 from flexolmo_hf.errors import ConfigurationError, UnknownExpertError
 from flexolmo_hf.modeling.names import PUBLIC
+from flexolmo_hf.trainers.rows import refuse_too_short
 
 logger = logging.get_logger(__name__)
 
@@ -72,6 +73,7 @@ def in_turn(prepared: Mapping[str, Any]) -> Any:
     """
     for name, source in prepared.items():
         _refuse_empty(name, source)
+        refuse_too_short(source)
     sources = list(prepared.values())
     known = [set(get_dataset_column_names(source)) for source in sources]
     shared = [column for column in _COLUMNS if all(column in columns for columns in known)]

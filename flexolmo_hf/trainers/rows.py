@@ -1,16 +1,35 @@
 """Whether a data set holds anything to train on, told before and after TRL has tokenised it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flexolmo_hf.errors import ConfigurationError
 
 
 def refuse_unreadable(rows: Any, text_field: str) -> None:
-    """Refuse rows without any column that `SFTTrainer` reads, and no rows.
+    """Refuse rows without any column that `SFTTrainer` reads, and no rows; see `refuse_lacking`.
+
+    Args:
+        rows: A data set, a dictionary of them, or None.
+        text_field: The column of plain texts.
+
+    Raises:
+        ConfigurationError: If there is nothing to train on.
+    """
+    refuse_lacking(rows, text_columns(text_field))
+
+
+def text_columns(text_field: str) -> list[tuple[str, ...]]:
+    """Return the kinds of rows that `SFTTrainer` reads, by the columns each kind has."""
+    return [(text_field,), ("prompt", "completion"), ("messages",), ("input_ids",)]
+
+
+def refuse_lacking(rows: Any, kinds: Sequence[tuple[str, ...]]) -> None:
+    """Refuse rows that are of none of the kinds a trainer reads, and no rows.
 
     Args:
         rows: A data set, a dictionary of them, or None; of a stream whose columns are not known, nothing is said.
-        text_field: The column of plain texts.
+        kinds: The columns of each kind; none, if the trainer has another way to read rows.
 
     Raises:
         ConfigurationError: If there is nothing to train on.
@@ -21,11 +40,10 @@ def refuse_unreadable(rows: Any, text_field: str) -> None:
         if hasattr(part, "__len__") and len(part) == 0:
             raise ConfigurationError("The data set is empty.", "Give at least one row.")
         columns = getattr(part, "column_names", None)
-        kinds = [{text_field}, {"prompt", "completion"}, {"messages"}, {"input_ids"}]
-        if columns is not None and not any(kind <= set(columns) for kind in kinds):
+        if columns is not None and kinds and not any(set(kind) <= set(columns) for kind in kinds):
             raise ConfigurationError(
                 "The rows of the data hold nothing to train on.",
-                f"Each needs {text_field!r}, 'prompt' and 'completion', or 'messages'.",
+                f"Each needs {', or '.join(' and '.join(map(repr, kind)) for kind in kinds)}.",
             )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch.distributed.tensor import DTensor
 
+from flexolmo_hf.composition.shared_weights import SHARED, is_shared
 from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.router import FlexOlmoRouter
@@ -31,8 +32,10 @@ def expert_state(model: ExpertSets, expert: str) -> dict[str, torch.Tensor]:
     Raises:
         UnknownExpertError: If the checkpoint has no such expert.
         ExpertNotLoadedError: If it was left out at load time.
+        ConfigurationError: If shared weights are trained as well, which these tensors leave out.
     """
     position = model.expert_position(expert)
+    _refuse_shared(model)
     found: dict[str, torch.Tensor] = {}
     for layer, (mixture, module) in enumerate(zip(model.mixtures, model.expert_modules(expert), strict=True)):
         for name, parameter in module.named_parameters():
@@ -79,6 +82,21 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy of all of a tensor on the CPU; of a sharded one, every process has to ask."""
     gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
     return gathered.detach().cpu()
+
+
+def _refuse_shared(model: ExpertSets) -> None:
+    parameters = dict(model.named_parameters())  # type: ignore[attr-defined]
+    if all(parameter.requires_grad for parameter in parameters.values()):
+        # Nothing was frozen: the model as it is loaded, not one in which some weights were chosen.
+        return
+    if moving := [
+        group for group in SHARED if any(p.requires_grad and is_shared(n, [group]) for n, p in parameters.items())
+    ]:
+        raise ConfigurationError(
+            f"The shared weights {moving} are trained as well, and an expert's own tensors leave them out: the package "
+            "would not say that they moved.",
+            "Save the whole model with the trainer, and make the package from its folder with `flexolmo pack`.",
+        )
 
 
 def _row(router: FlexOlmoRouter, position: int) -> torch.Tensor:

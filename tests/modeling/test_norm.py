@@ -74,6 +74,16 @@ def test_nothing_but_its_input_and_the_scale_is_kept_where_the_weight_is_frozen(
     assert sorted(sizes) == [2 * 5, 128, 2 * 5 * 128]
 
 
+@pytest.mark.parametrize("tokens", [1, 700])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+def test_hidden_states_of_another_dtype_than_the_weight_run_upstreams(tokens, dtypes):
+    ours, theirs = pair(dtype=dtypes[1])
+    hidden = torch.randn(2, tokens, 128, dtype=dtypes[0])
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            assert torch.equal(ours(hidden), theirs(hidden))
+
+
 def test_autocast_runs_upstreams():
     ours, theirs = pair()
     hidden = torch.randn(2, 5, 128, requires_grad=True)

@@ -46,7 +46,7 @@ def settings(folder, processes, **changes):
     )
 
 
-def train(folder, name, processes, *, resume=None, leave=None):
+def train(folder, name, processes, *, resume=None, leave=None, callbacks=()):
     """Run one of `RUNS` and leave what this process has: all tensors, hashes of the frozen ones, the losses."""
     model = FlexOlmoForCausalLM.from_pretrained(folder / "START")
     out = folder / f"{name} in {processes}"
@@ -55,6 +55,7 @@ def train(folder, name, processes, *, resume=None, leave=None):
         args=settings(out, processes, **RUNS[name]),
         train_dataset=Dataset.from_list(TEXT),
         processing_class=AutoTokenizer.from_pretrained(folder / "START"),
+        callbacks=list(callbacks),
     )
     trainer.train(resume_from_checkpoint=None if resume is None else str(out / resume))
     assert trainer.args.world_size == processes

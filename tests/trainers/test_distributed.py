@@ -186,6 +186,16 @@ def test_a_model_that_is_not_sharded_is_read_as_it_is(place, trained):
     assert expert_state(model, "math").keys() == {n for n in package.tensors if not n.endswith("public_row")}
 
 
+@pytest.mark.parametrize("group", ["embeddings", "lm_head", "attention", "norms"])
+def test_an_expert_is_not_gathered_without_the_shared_weights_that_were_trained_with_it(place, group):
+    from flexolmo_hf import freeze_except
+
+    model = FlexOlmoForCausalLM.from_pretrained(place / "START")
+    freeze_except(model, "math", unfreeze_shared=[group])
+    with pytest.raises(ConfigurationError, match=rf"\['{group}'\] are trained as well"):
+        expert_state(model, "math")
+
+
 def test_tensors_of_something_else_are_refused_and_change_nothing(place):
     model = FlexOlmoForCausalLM.from_pretrained(place / "START")
     before = expert_state(model, "math")
@@ -225,10 +235,25 @@ def test_the_trainer_trains_a_sharded_model_as_a_whole_one(sharded_runs, name, w
 @EVERY_KIND
 def test_a_sharded_run_is_found_again_and_says_that_nothing_frozen_moved(sharded_runs, name):
     folder = sharded_runs / f"{name} in 2"
-    proof = json.loads((folder / "frozen.json").read_text())
 
     assert last_complete_checkpoint(folder).name == "checkpoint-3"
-    assert proof["fingerprint before"] == proof["fingerprint after"]
+    for place in (folder, folder / "checkpoint-2", folder / "checkpoint-3"):
+        proof = json.loads((place / "frozen.json").read_text())
+        parts = proof["compared shard by shard"]
+        assert parts["processes"] == 2
+        assert parts["before"] == parts["after"] != proof["fingerprint before"]
+        assert "fingerprint after" not in proof
+    assert (folder / "checkpoint-3" / "run.json").is_file()
+
+
+@EVERY_KIND
+def test_a_frozen_shard_that_moves_in_one_process_stops_all_before_anything_is_saved(sharded_runs, name):
+    told = [json.loads((sharded_runs / f"{name} spoilt {rank}.json").read_text()) for rank in range(2)]
+
+    assert told[0] == told[1]
+    assert len(told[0]) == 1
+    assert told[0][0].endswith("layers.0.mlp.experts.0.up_proj.weight")
+    assert not list((sharded_runs / f"{name} spoilt in 2").glob("**/*.json"))
 
 
 def test_a_sharded_run_that_gathers_leaves_the_model_it_trained(sharded_runs):

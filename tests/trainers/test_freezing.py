@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from flexolmo_hf import freeze_except, unfreeze
+from flexolmo_hf import freeze_except, project_biases, unfreeze
 from flexolmo_hf.errors import ConfigurationError, UnknownExpertError
-from flexolmo_hf.trainers.freezing import project_biases
 from tests.modeling.test_expert_sets import named_model
 
 OPTIMIZERS = {
@@ -94,6 +93,24 @@ def test_a_bias_that_crosses_zero_is_brought_back_and_can_still_move(input_ids):
         assert mixture.gate.trained_bias.grad.abs() > 0
 
 
+def test_in_a_bare_loop_a_bias_that_is_pushed_up_stays_at_zero_and_can_come_down_again(input_ids):
+    model = named_model(router_bias=True)
+    freeze_except(model, "math")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    biases = [mixture.gate.trained_bias for mixture in model.mixtures]
+    for bias in biases:
+        bias.data.fill_(0.0)
+    for direction in (-1, -1, 1, 1):
+        logits = model(input_ids, output_router_logits=True).router_logits
+        (direction * sum(layer[:, 1].mean() for layer in logits)).backward()
+        assert all(bias.grad.abs() > 0 for bias in biases)
+        optimizer.step()
+        optimizer.zero_grad()
+        project_biases(model)
+        assert all(bias <= 0 for bias in biases)
+    assert all(bias < 0 for bias in biases)
+
+
 def test_what_cannot_be_trained_is_refused():
     model = named_model()
     with pytest.raises(ConfigurationError, match="never trained"):
@@ -104,3 +121,25 @@ def test_what_cannot_be_trained_is_refused():
     with pytest.raises(ConfigurationError, match="not in force"):
         freeze_except(model, "math")
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_expert_that_cannot_learn_is_refused_and_nothing_is_frozen():
+    model = named_model()
+    for module in model.expert_modules("math"):
+        for projection in (module.gate_proj, module.up_proj, module.down_proj):
+            weight = projection.weight.data
+            del projection.weight
+            projection.register_buffer("weight", weight)
+    with pytest.raises(ConfigurationError, match="nothing would be trained"):
+        freeze_except(model, "math", train_router=False)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(".gate." in name for name in freeze_except(model, "math"))
+
+
+def test_quantised_weights_are_refused_and_nothing_is_frozen():
+    model = named_model()
+    projection = model.expert_modules("math")[1].up_proj
+    projection.weight = torch.nn.Parameter(projection.weight.data.to(torch.int8), requires_grad=False)
+    with pytest.raises(ConfigurationError, match="'math' is quantised"):
+        freeze_except(model, "math")
+    assert all(p.requires_grad for p in model.parameters() if p is not projection.weight)

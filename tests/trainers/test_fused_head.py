@@ -59,6 +59,13 @@ def test_trls_own_size_is_back_after_the_block_and_after_an_error():
     assert before == chunked_logprob.TOKEN_CHUNK_SIZE
 
 
+def test_a_smaller_size_of_trls_stays(monkeypatch):
+    monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", 5)
+
+    with fused_head.small_pieces(CPU):
+        assert chunked_logprob.TOKEN_CHUNK_SIZE == 5
+
+
 def test_on_an_accelerator_nothing_changes():
     with fused_head.small_pieces(torch.device("cuda")):
         assert chunked_logprob.TOKEN_CHUNK_SIZE > fused_head.TOKENS_AT_ONCE

@@ -14,6 +14,7 @@ from flexolmo_hf import ExpertSFTConfig, FlexOlmoConfig, FlexOlmoForCausalLM, fr
 from flexolmo_hf.cli import app
 from flexolmo_hf.errors import ConfigurationError, NotFlexOlmoError
 from flexolmo_hf.trainers.job import TrainingInputs
+from flexolmo_hf.trainers.part import load_to_train
 from flexolmo_hf.trainers.plan import MODELS, Assumptions, ModelSizes, TrainingPlan, layer_activation_bytes
 from tests.conftest import dense_model
 
@@ -69,6 +70,17 @@ def test_parameters_are_those_of_the_model(changes):
 def test_the_released_models_are_counted_to_the_last_parameter():
     assert MODELS["7B"].total(2) == 11_627_401_216
     assert MODELS["7B"].total(7) == 33_270_665_216
+
+
+def test_the_default_is_the_dtype_in_which_the_trainers_load_a_model(tmp_path):
+    small().to(torch.bfloat16).save_pretrained(tmp_path)
+    model = load_to_train(tmp_path, ExpertSFTConfig(expert="expert_1", output_dir=str(tmp_path / "run"), bf16=False))
+    freeze_except(model, "expert_1")
+    plan, said = plan_training(str(tmp_path)), CliRunner().invoke(app, ["plan", "--model", str(tmp_path)]).output
+
+    assert plan.assumptions.frozen_bytes == next(p for p in model.parameters() if not p.requires_grad).element_size()
+    assert plan.assumptions.trained_bytes == next(p for p in model.parameters() if p.requires_grad).element_size()
+    assert f"{plan.frozen:,} of 4 bytes" in said
 
 
 def test_gradients_and_optimizer_state_are_those_of_a_real_step():
@@ -167,9 +179,11 @@ def test_a_plan_that_does_not_fit_says_what_would():
     remedies = dict(plan.remedies())
 
     assert not plan.fits
-    assert {"--lora 64", "--optimizer-bytes 2 (an 8-bit AdamW)", "--gpus 2 --strategy fsdp"} == set(remedies)
+    assert {"--lora 64", "--gpus 2 --strategy fsdp"} == set(remedies)
     assert remedies["--lora 64"] == plan_training("7B", gpus=1, lora=64).memory.total
     assert all(total <= 80e9 for total in remedies.values())
+    in_bf16 = dict(plan_training("7B", gpus=1, strategy="ddp", frozen_bytes=2).remedies())
+    assert set(in_bf16) == {*remedies, "--optimizer-bytes 2 (an 8-bit AdamW)"}
     assert plan_training("7B", gpus=8).remedies() == []
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from flexolmo_hf import ExpertDPOConfig, ExpertDPOTrainer, freeze_except, to_low_rank
-from flexolmo_hf.errors import ConfigurationError, UnknownExpertError
+from flexolmo_hf import ExpertDPOConfig, ExpertDPOTrainer, FlexOlmoForCausalLM, freeze_except, to_low_rank
+from flexolmo_hf.errors import ConfigurationError, ResumeMismatchError, UnknownExpertError
 from flexolmo_hf.trainers.reference import Reference, starts_as_the_anchor
 from tests.trainers.test_freezing import belongs_to, state
 
@@ -69,6 +69,25 @@ def moved(model):
         for parameter in module.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
     return model
+
+
+def test_a_resumed_run_keeps_its_reference(dpo, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    dpo(**saving).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    taken = FlexOlmoForCausalLM.from_pretrained(checkpoint)
+    with pytest.raises(ResumeMismatchError, match="reference was 'anchor' and is 'start'"):
+        dpo(using=taken, **saving).train(resume_from_checkpoint=str(checkpoint))
+    dpo(using=taken, reference="anchor", **saving).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_resumed_run_keeps_the_start_it_is_held_against(dpo, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1, "reference": "start"}
+    dpo(**saving).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    taken = FlexOlmoForCausalLM.from_pretrained(checkpoint)
+    with pytest.raises(ResumeMismatchError, match="reference weights was"):
+        dpo(using=taken, **saving).train(resume_from_checkpoint=str(checkpoint))
 
 
 @torch.no_grad()

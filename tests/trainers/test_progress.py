@@ -1,12 +1,13 @@
 """A long run shows how fast it is, what the expert gets of the routing, and where its row and bias are."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import ProgressCallback
 
-from flexolmo_hf import freeze_except
+from flexolmo_hf import FlexOlmoForCausalLM, freeze_except
 from flexolmo_hf.errors import NonFiniteLossError
 from flexolmo_hf.trainers.progress import ExpertProgress, ExpertProgressBar
 from tests.modeling.test_expert_sets import named_model
@@ -82,6 +83,43 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(trainer, model,
         run.train()
     assert all(torch.equal(value, seen[name]) for name, value in model.state_dict().items())
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(trainer, model, tmp_path, max_grad_norm):
+    run = trainer(
+        TEXT, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=1, max_grad_norm=max_grad_norm
+    )
+    spoilt = model.expert_modules("math")[0].up_proj.weight
+    spoilt.register_hook(lambda gradient: gradient * (float("nan") if run.state.global_step == 1 else 1))
+    with pytest.raises(NonFiniteLossError, match="gradient is not finite at step 2, in batch 2 .*'checkpoint-1'"):
+        run.train()
+    kept = FlexOlmoForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-1").state_dict()
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
+def test_a_scaler_leaves_out_such_steps_itself(trainer, model, monkeypatch):
+    run = trainer(TEXT)
+    model.expert_modules("math")[0].up_proj.weight.register_hook(lambda gradient: gradient * float("nan"))
+    run.current_gradient_accumulation_steps = 1
+    run.training_step(model.train(), next(iter(run.get_train_dataloader())))
+    monkeypatch.setattr(run.accelerator, "scaler", object())
+    assert run._get_grad_norm(model).isnan()
+    monkeypatch.setattr(run.accelerator, "scaler", None)
+    with pytest.raises(NonFiniteLossError):
+        run._get_grad_norm(model)
+
+
+def test_batches_are_counted_on_after_a_resume(trainer, model):
+    accumulated = {"save_strategy": "steps", "gradient_accumulation_steps": 2, "max_steps": 4}
+    run = trainer(TEXT, save_steps=2, **accumulated)
+    run.add_callback(Watch(lambda: setattr(run.control, "should_training_stop", run.state.global_step == 3)))
+    run.train()
+    again = trainer(TEXT, save_steps=2, **accumulated)
+    again.add_callback(Watch(lambda: model.model.norm.weight.data.fill_(float("nan"))))
+    with pytest.raises(NonFiniteLossError, match=r"step 4, in batch 7 .*'checkpoint-2'"):
+        again.train(resume_from_checkpoint=str(Path(run.args.output_dir) / "checkpoint-2"))
 
 
 def test_nothing_is_printed_of_the_text(trainer, capfd):

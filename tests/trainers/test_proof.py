@@ -24,7 +24,8 @@ def frozen():
 def test_it_notices_every_frozen_tensor_and_no_trained_one(frozen):
     proof = FrozenProof(frozen)
     names = set(frozen_tensors(frozen))
-    assert proof.check(frozen) == proof.fingerprint
+    found = proof.check(frozen)
+    assert found["fingerprint before"] == found["fingerprint after"] == proof.fingerprint
     for name, parameter in frozen.named_parameters():
         value = parameter.view(-1)[0].clone()
         parameter.view(-1)[0] = torch.nextafter(value, value + 1)
@@ -83,5 +84,14 @@ def test_a_run_in_which_something_frozen_moves_stops(trainer, model, tmp_path):
     run.add_callback(Watch(meddle))
     with pytest.raises(FrozenMovedError, match="embed_tokens"):
         run.train()
-    assert not (tmp_path / "run" / "checkpoint-1" / "frozen.json").exists()
-    assert not (tmp_path / "run" / "checkpoint-2").exists()
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert not (tmp_path / "run" / "frozen.json").exists()
+
+
+def test_the_second_fingerprint_is_computed_from_what_is_there(trainer, tmp_path, monkeypatch):
+    run = trainer(TEXT, save_strategy="steps", save_steps=1)
+    monkeypatch.setattr("flexolmo_hf.trainers.proof.fingerprint", lambda hashes: f"of {sorted(hashes)[0]}")
+    run.train()
+    proof = json.loads((tmp_path / "run" / "checkpoint-1" / "frozen.json").read_text())
+    assert proof["fingerprint after"].startswith("of ")
+    assert proof["fingerprint before"] == run._proof.fingerprint

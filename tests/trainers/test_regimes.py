@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from flexolmo_hf import freeze_except
+from flexolmo_hf import ExpertSFTConfig, ExpertSFTTrainer, FlexOlmoForCausalLM, RouterSFTConfig, freeze_except
 from flexolmo_hf.errors import ConfigurationError
+from tests.conftest import dense_model
 from tests.modeling.test_expert_sets import named_model
 from tests.trainers.conftest import TEXT
 from tests.trainers.test_expert import Watch
@@ -21,8 +22,14 @@ REGIMES = {
     "recomputed twice over": {"recompute_frozen": True, "gradient_checkpointing": True},
     "recomputed, bf16 autocast": {"recompute_frozen": True, "gradient_checkpointing": False, "bf16": True},
     "noisy embeddings": {"neftune_noise_alpha": 5.0},
+    "smoothed labels": {"label_smoothing_factor": 0.1, "lm_z_loss_coef": 0.0},
     "several epochs": {"max_steps": -1, "num_train_epochs": 2},
 }
+
+
+def expert_of(tokenizer, **sizes):
+    dense = dense_model(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes)
+    return FlexOlmoForCausalLM.from_dense(dense, expert="math", router_bias=True)
 
 
 def assert_only_the_expert_moved(before, after):
@@ -35,6 +42,7 @@ def assert_only_the_expert_moved(before, after):
     assert all(key in moved for key in before if belongs_to(key, 1))
 
 
+@pytest.mark.filterwarnings("ignore:.label_smoothing_factor. is deprecated:")
 @pytest.mark.parametrize("changes", REGIMES.values(), ids=REGIMES.keys())
 def test_only_the_expert_moves(trainer, model, changes):
     before = state(model)
@@ -43,11 +51,37 @@ def test_only_the_expert_moves(trainer, model, changes):
     assert_only_the_expert_moved(before, state(model))
 
 
-def test_an_optimizer_with_8_bit_states_moves_only_the_expert(trainer, model):
+def test_an_optimizer_with_8_bit_states_moves_only_the_expert(trainer, tokenizer):
     pytest.importorskip("torchao", reason="torchao is optional")
-    before = state(model)
-    trainer(TEXT, optim="adamw_torch_8bit").train()
-    assert_only_the_expert_moved(before, state(model))
+    # torchao keeps the states of tensors below 4096 elements in fp32.
+    wide = expert_of(tokenizer, intermediate_size=128)
+    before = state(wide)
+    run = trainer(TEXT, using=wide, optim="adamw_torch_8bit")
+    # torchao compiles its step, which takes far longer than the run.
+    with torch.compiler.set_stance("force_eager"):
+        run.train()
+    optimizer = run.optimizer.optimizer
+    kinds = {
+        name: {type(optimizer.state[parameter][moment]).__name__ for moment in ("exp_avg", "exp_avg_sq")}
+        for name, parameter in wide.named_parameters()
+        if parameter.requires_grad
+    }
+    assert len(kinds) == 2 * (3 + 2)
+    assert {name for name, kind in kinds.items() if kind == {"OptimState8bit"}} == {
+        n for n in kinds if ".experts." in n
+    }
+    assert_only_the_expert_moved(before, state(wide))
+
+
+def test_a_quantised_model_is_refused(trainer, model, tmp_path):
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is optional")
+    from transformers import TorchAoConfig
+
+    model.save_pretrained(tmp_path / "saved")
+    config = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    quantised = FlexOlmoForCausalLM.from_pretrained(tmp_path / "saved", quantization_config=config)
+    with pytest.raises(ConfigurationError, match="quantised weights do not learn"):
+        trainer(TEXT, using=quantised)
 
 
 @pytest.mark.gpu
@@ -55,6 +89,8 @@ def test_an_optimizer_with_8_bit_states_moves_only_the_expert(trainer, model):
     "changes", [{"activation_offloading": True}, {"optim": "paged_adamw_8bit"}, {"fp16": True}], ids=str
 )
 def test_only_the_expert_moves_on_a_device(trainer, model, changes):
+    if "optim" in changes:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is optional")
     before = state(model)
     trainer(TEXT, use_cpu=False, **changes).train()
     assert_only_the_expert_moved(before, {key: value.cpu() for key, value in state(model).items()})
@@ -82,14 +118,63 @@ def test_clipping_looks_at_the_trained_parameters_alone(trainer, model):
 
 
 def test_an_average_of_weights_holds_the_frozen_ones_as_they_are(trainer, model):
-    run = trainer(TEXT, max_steps=3)
+    run, steps = trainer(TEXT, max_steps=3), []
     average = AveragedModel(model)
-    run.add_callback(Watch(lambda: average.update_parameters(model)))
+    run.add_callback(Watch(lambda: (average.update_parameters(model), steps.append(state(model)))))
     run.train()
     averaged = average.module.state_dict()
     for key, value in model.state_dict().items():
-        if not belongs_to(key, 1) and ".mlp.gate." not in key:
+        mean = torch.stack([step[key] for step in steps]).mean(dim=0)
+        if ".mlp.gate." in key:
+            assert torch.equal(averaged[key][0], value[0]), key
+            assert not torch.equal(averaged[key][1], value[1]), key
+            torch.testing.assert_close(averaged[key], mean)
+        elif belongs_to(key, 1):
+            assert not torch.equal(averaged[key], value), key
+            torch.testing.assert_close(averaged[key], mean)
+        else:
             assert torch.equal(averaged[key], value), key
+
+
+@pytest.mark.parametrize("at_construction", [True, False])
+def test_averaging_that_takes_every_parameter_for_trained_is_refused(model, settings, tokenizer, at_construction):
+    from datasets import Dataset
+    from trl import BEMACallback
+
+    def make(**given):
+        rows = Dataset.from_list(TEXT)
+        return ExpertSFTTrainer(model, settings(), train_dataset=rows, processing_class=tokenizer, **given)
+
+    with pytest.raises(ConfigurationError, match="AveragedModel"):
+        if at_construction:
+            make(callbacks=[BEMACallback()])
+        else:
+            make().add_callback(BEMACallback())
+
+
+@pytest.mark.parametrize("kind", [ExpertSFTConfig, RouterSFTConfig])
+def test_smoothed_labels_are_refused_beside_the_output_z_loss(tmp_path, kind):
+    values = {"output_dir": str(tmp_path), "bf16": False, "label_smoothing_factor": 0.1}
+    values |= {"expert": "math"} if kind is ExpertSFTConfig else {}
+    with pytest.raises(ConfigurationError, match="lm_z_loss_coef=0"):
+        kind(**values)
+    assert kind(**values, lm_z_loss_coef=0.0).label_smoothing_factor == 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.compute_loss_func. is deprecated:")
+def test_a_loss_function_of_the_callers_is_refused_beside_the_output_z_loss(model, settings, tokenizer):
+    from datasets import Dataset
+
+    def loss_of(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    given = {"train_dataset": Dataset.from_list(TEXT), "processing_class": tokenizer, "compute_loss_func": loss_of}
+    before = state(model)
+    with pytest.raises(ConfigurationError, match="lm_z_loss_coef=0"):
+        ExpertSFTTrainer(model, settings(), **given).train()
+    assert all(torch.equal(before[key], value) for key, value in state(model).items())
+    ExpertSFTTrainer(model, settings(lm_z_loss_coef=0.0), **given).train()
+    assert_only_the_expert_moved(before, state(model))
 
 
 @pytest.mark.parametrize("per_token", [4, 2], ids=["dense", "top-k"])

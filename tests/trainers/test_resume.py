@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 
+from flexolmo_hf import ExpertGRPOConfig, ExpertGRPOTrainer
 from flexolmo_hf.errors import NoCheckpointError, ResumeMismatchError
-from flexolmo_hf.trainers.resume import is_complete, last_complete_checkpoint
+from flexolmo_hf.trainers.resume import is_complete, last_complete_checkpoint, recognise_rows
 from tests.test_documents import ROOT
 from tests.trainers.conftest import TEXT
 from tests.trainers.killed_runs import MOMENTS
@@ -51,6 +53,90 @@ def test_changed_settings_are_refused_by_name(trainer):
 def test_what_does_not_change_the_steps_may_change(trainer):
     saved_run(trainer)
     trainer(TEXT, logging_steps=1, save_steps=7, dataloader_num_workers=0).train(resume_from_checkpoint=True)
+
+
+CHANGES = {
+    "neftune_noise_alpha": 5.0,
+    "loss_type": "dft",
+    "lr_scheduler_kwargs": {"num_cycles": 3},
+    "optim_args": "x=1",
+    "dataloader_drop_last": True,
+    "packing_strategy": "wrapped",
+    "router_lr_scale": 0.5,
+    "train_router": False,
+    "unfreeze": ["lm_head"],
+}
+
+
+@pytest.fixture
+def saved(trainer, tmp_path):
+    """A checkpoint of a run of two steps, without the trainer."""
+    saved_run(trainer)
+    return tmp_path / "run" / "checkpoint-1"
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_setting_that_changes_a_step_is_compared(trainer, saved, name):
+    with pytest.raises(ResumeMismatchError) as refused:
+        trainer(TEXT, **{name: CHANGES[name]}).train(resume_from_checkpoint=str(saved))
+    assert {"model", "training data"}.isdisjoint(changed := {change[0] for change in refused.value.changes})
+    assert name in changed
+
+
+def test_another_number_of_processes_is_refused(trainer, saved):
+    then = json.loads((saved / "run.json").read_text())
+    (saved / "run.json").write_text(json.dumps({**then, "processes": 2}))
+    with pytest.raises(ResumeMismatchError, match="processes was 2 and is 1"):
+        trainer(TEXT).train(resume_from_checkpoint=str(saved))
+
+
+@pytest.mark.parametrize("rows", [TEXT[:-1], [*TEXT[:-1], {"text": "a very private sentence"}]], ids=["fewer", "other"])
+def test_other_data_are_refused_and_never_written(trainer, saved, rows):
+    with pytest.raises(ResumeMismatchError, match="training data was '[0-9a-f]{12}'") as refused:
+        trainer(rows).train(resume_from_checkpoint=str(saved))
+    assert "private" not in str(refused.value)
+    assert ("training rows" in str(refused.value)) == (len(rows) != len(TEXT))
+    assert "abc abc" not in (saved / "run.json").read_text()
+
+
+def test_data_are_known_again_by_rows_spread_over_them(monkeypatch):
+    rows = [{"input_ids": [number, number + 1], "score": number / 3} for number in range(40)]
+    monkeypatch.setattr("flexolmo_hf.trainers.resume.SAMPLED_ROWS", 10)
+    found = recognise_rows(Dataset.from_list(rows))
+    assert recognise_rows(Dataset.from_list([{**row, "score": 0.5} for row in rows])) == found
+    assert recognise_rows(Dataset.from_list(rows[1:] + rows[:1])) != found
+    assert recognise_rows(rows) == {"training rows": 40}
+    assert recognise_rows(Dataset.from_list(rows).to_iterable_dataset()) == {"training rows": None}
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "run.json", "rng_state.pth", "scheduler.pt"])
+def test_a_checkpoint_that_lacks_a_part_is_refused_by_its_path_too(trainer, saved, name):
+    (saved / name).unlink()
+    with pytest.raises(NoCheckpointError, match="'run'. It holds checkpoint-1, not saved to the end"):
+        trainer(TEXT).train(resume_from_checkpoint=str(saved))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_training_by_rewards_keeps_its_reference_if_it_has_one(model, tokenizer, tmp_path, beta):
+    args = ExpertGRPOConfig(
+        expert="math",
+        output_dir=str(tmp_path),
+        beta=beta,
+        num_generations=2,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+    )
+    rows = Dataset.from_list([{"prompt": "1 + 1 ="}] * 4)
+    run = ExpertGRPOTrainer(
+        model=model, reward_funcs=lambda **given: [], args=args, train_dataset=rows, processing_class=tokenizer
+    )
+    assert ("reference weights" in run._decisive_settings()) == bool(beta)
+    assert run._decisive_settings()["reference"] == ("anchor" if beta else "auto")
+    assert {"temperature", "num_generations"} < run._decisive_settings().keys()
+
+
+def test_no_place_is_written_down(trainer, saved, tmp_path):
+    assert str(tmp_path) not in (saved / "run.json").read_text()
 
 
 def test_the_folder_of_another_model_is_refused(trainer, model):

@@ -427,8 +427,21 @@ REFUSED = {
         ConfigurationError,
         "IterableDataset",
     ),
+    "no text": ({**proxies(), "math": Dataset.from_list([{"body": "m"}])}, ConfigurationError, "needs 'text'"),
+    "one token each": (
+        {name: Dataset.from_list([{"input_ids": [5]}] * 4) for name in NAMES},
+        ConfigurationError,
+        "longer than one token",
+    ),
     "lists": ({"public": [{"text": "p"}]}, ConfigurationError, "list"),
 }
+
+
+def test_rows_to_evaluate_on_are_looked_at_too(model, tokenizer, tmp_path):
+    args = RouterSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_length=32)
+    other = Dataset.from_list([{"body": "words"}])
+    with pytest.raises(ConfigurationError, match="hold nothing to train on"):
+        RouterSFTTrainer(model, args, proxies(), eval_dataset=other, processing_class=tokenizer)
 
 
 @pytest.mark.parametrize(("data", "error", "says"), REFUSED.values(), ids=REFUSED.keys())

@@ -3,8 +3,9 @@
 import pytest
 from datasets import Dataset, IterableDataset
 
+from flexolmo_hf import ExpertDPOConfig, ExpertDPOTrainer, ExpertGRPOConfig, ExpertGRPOTrainer
 from flexolmo_hf.errors import ConfigurationError
-from flexolmo_hf.trainers.rows import refuse_too_short, refuse_unreadable
+from flexolmo_hf.trainers.rows import refuse_lacking, refuse_too_short, refuse_unreadable
 from tests.trainers.conftest import TEXT
 
 
@@ -12,7 +13,7 @@ from tests.trainers.conftest import TEXT
     ("rows", "message"),
     [
         ([], "empty"),
-        ([{"body": "private words"}], "'text', 'prompt' and 'completion', or 'messages'"),
+        ([{"body": "private words"}], "'text', or 'prompt' and 'completion', or 'messages'"),
         ([{"prompt": "private words"}], "hold nothing to train on"),
         ([{"input_ids": [5]}, {"input_ids": [6]}], "None of the 2 rows is longer than one token"),
     ],
@@ -29,7 +30,52 @@ def test_rows_to_evaluate_on_are_looked_at_too(trainer):
         trainer(TEXT, eval_rows=[{"body": "words"}])
 
 
+def preferring(model, folder, **data):
+    return ExpertDPOTrainer(model, ExpertDPOConfig(expert="math", output_dir=str(folder), bf16=False), **data)
+
+
+def rewarding(model, folder, **data):
+    args = ExpertGRPOConfig(expert="math", output_dir=str(folder), bf16=False)
+    return ExpertGRPOTrainer(model, lambda completions, **kwargs: [0.0] * len(completions), args, **data)
+
+
+@pytest.mark.parametrize(
+    ("rows", "messages"),
+    [
+        ([], dict.fromkeys([preferring, rewarding], "empty")),
+        ([{"text": "private words"}], {preferring: "needs 'chosen' and 'rejected'", rewarding: "needs 'prompt'"}),
+    ],
+    ids=["empty", "other columns"],
+)
+@pytest.mark.parametrize("make", [preferring, rewarding])
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+def test_preferences_and_rewards_refuse_such_data_before_anything_is_made_of_the_model(
+    model, tmp_path, make, rows, messages, which
+):
+    good = Dataset.from_list([{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    with pytest.raises(ConfigurationError, match=messages[make]) as caught:
+        make(model, tmp_path / "run", **{"train_dataset": good, which: Dataset.from_list(rows)})
+    assert "private" not in str(caught.value)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_a_function_of_the_caller_makes_into_text_need_no_column(model, settings, tokenizer):
+    from flexolmo_hf import ExpertSFTTrainer
+
+    run = ExpertSFTTrainer(
+        model=model,
+        args=settings(max_steps=1),
+        train_dataset=Dataset.from_list([{"body": "some words"}] * 4),
+        formatting_func=lambda row: row["body"],
+        processing_class=tokenizer,
+    )
+    run.train()
+    assert run.state.global_step == 1
+
+
 def test_streams_and_other_columns_pass():
+    refuse_lacking(Dataset.from_list([{"body": "words"}]), [])
     refuse_unreadable(None, "text")
     refuse_unreadable({"a": Dataset.from_list(TEXT), "b": Dataset.from_list([{"messages": []}])}, "text")
     refuse_unreadable(Dataset.from_list([{"body": "words"}]), "body")
