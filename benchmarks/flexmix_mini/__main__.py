@@ -1,10 +1,11 @@
 """Run the study: ``python -m benchmarks.flexmix_mini --output FOLDER``; ``--smoke`` for a quick look.
 
-An interrupted study goes on where it ended when it is run again with the same folder.
+An interrupted study goes on where it ended when it is run again with the same folder, which takes no other settings.
 """
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from benchmarks.flexmix_mini.place import Place
@@ -12,6 +13,7 @@ from benchmarks.flexmix_mini.report import write_page
 from benchmarks.flexmix_mini.running import Step, run_steps
 from benchmarks.flexmix_mini.settings import FULL, SMOKE
 from benchmarks.flexmix_mini.steps import all_steps
+from flexolmo_hf.errors import ConfigurationError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs"
 
@@ -39,6 +41,10 @@ def main() -> None:
     if given.only:
         steps = needed_for(steps, given.only)
     if not given.report:
+        try:
+            place.keep_settings()
+        except ConfigurationError as error:
+            sys.exit(str(error))
         run_steps(place, steps, workers=given.workers)
     if not given.only:
         page = given.output / "study.md" if given.smoke else PAGE / "study.md"

@@ -1,18 +1,25 @@
 """Where the study lies on disk, and what is done: a step is done when its result is there."""
 
+import hashlib
 import json
 import os
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.flexmix_mini.settings import StudySettings
+from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.evaluation.data.corpus import Corpus
+
+#: The file with the settings that a folder's results are of.
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
 class Place:
-    """The study's folder: ``corpus``, ``models/NAME`` and ``results/NAME.json``."""
+    """The study's folder: ``settings.json``, ``corpus``, ``models/NAME`` and ``results/NAME.json``."""
 
     root: Path
     settings: StudySettings
@@ -54,11 +61,83 @@ class Place:
 
     def finish(self, step: str, found: Any, seconds: float) -> None:
         """Write a step's result, whole or not at all."""
-        file = self.file(step)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
+        _write_whole(self.file(step), {"seconds": round(seconds, 2), "found": found})
+
+    def clear(self, paths: Iterable[str]) -> None:
+        """Remove files and folders of the study, and what a killed process left of them.
+
+        Args:
+            paths: Below the study's folder; those that are not there are passed over.
+        """
+        for path in (self.root / path for path in paths):
+            # `new_folder` writes beside the final place, under such a name.
+            for left in (path, *path.parent.glob(f".{path.name}.partial-*")):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink(missing_ok=True)
+
+    def keep_settings(self) -> None:
+        """Note the settings in a folder that has no note, and refuse one that was begun with others.
+
+        Raises:
+            ConfigurationError: If the folder's settings are others, with what differs, or cannot be read.
+        """
+        file, here = self.root / SETTINGS, _plain(self.settings)
+        if not file.is_file():
+            _write_whole(file, {"sha256": _digest(here), "settings": here})
+            return
+        there = self._noted(file)
+        if there != here:
+            raise ConfigurationError(
+                f"The study in {self.root.name!r} was begun with other settings: {'; '.join(_differing(there, here))}.",
+                "Run it with its own settings (with or without --smoke, as at first), or give another --output.",
+            )
+
+    def _noted(self, file: Path) -> dict[str, Any]:
+        try:
+            note = json.loads(file.read_text("utf8"))
+            whole = note["sha256"] == _digest(note["settings"])
+        except (ValueError, LookupError, TypeError):
+            whole = False
+        if not whole:
+            raise ConfigurationError(
+                f"The {file.name} in {self.root.name!r} is not as the study wrote it.",
+                "If the results there are of the settings of this run, delete the file; else give another --output.",
+            )
+        settings: dict[str, Any] = note["settings"]
+        return settings
+
+
+def _plain(settings: StudySettings) -> dict[str, Any]:
+    """Return settings as they are read back from JSON, where tuples are lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return plain
+
+
+def _digest(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _differing(there: dict[str, Any], here: dict[str, Any], above: str = "") -> Iterator[str]:
+    for name in {**there, **here}:
+        old, new = there.get(name, "not set"), here.get(name, "not set")
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differing(old, new, f"{above}{name}.")
+        elif old != new:
+            yield f"{above}{name} is {old} there and {new} here"
+
+
+def _write_whole(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    try:
         with partial.open("w", encoding="utf8") as out:
-            json.dump({"seconds": round(seconds, 2), "found": found}, out)
+            json.dump(content, out)
             out.flush()
             os.fsync(out.fileno())
         os.replace(partial, file)
+    except BaseException:
+        # A full disk needs the room.
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,4 +1,4 @@
-"""Doing steps in the order of their needs, on all cores, and never twice."""
+"""Doing steps in the order of their needs, on all cores, and never twice; those that cannot be done are skipped."""
 
 import multiprocessing
 import os
@@ -23,16 +23,22 @@ class Step:
         work: What to do, called with the place and `arguments`.
         needs: Steps that have to be done before.
         arguments: Plain values.
+        writes: Files and folders that only this step writes, below the study's folder. What an interruption left of
+            them is removed before the work, which begins anew.
+        lacks: What the work cannot do without and is not there, and how to get it, in a sentence; else empty. Such a
+            step is skipped, and so is all that needs it.
     """
 
     name: str
     work: Callable[..., Any]
     needs: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    writes: tuple[str, ...] = ()
+    lacks: str = ""
 
 
 def run_steps(place: Place, steps: list[Step], *, workers: int | None = None) -> None:
-    """Do all steps that have not been done. After an interruption, the same call goes on where it ended.
+    """Do all steps that have not been done and lack nothing. After an interruption, the same call goes on.
 
     Every worker is a process with one thread: two small models train faster side by side than one after the other.
 
@@ -44,15 +50,22 @@ def run_steps(place: Place, steps: list[Step], *, workers: int | None = None) ->
     Raises:
         RuntimeError: If a step fails, with its name; what was done stays.
     """
-    waiting = [step for step in steps if not place.is_done(step.name)]
+    cannot = skipped(place, steps)
+    waiting = [step for step in steps if not place.is_done(step.name) and step.name not in cannot]
+    console = Console(stderr=True)
+    for lacks in dict.fromkeys(cannot.values()):
+        names = ", ".join(name for name, why in cannot.items() if why == lacks)
+        # Brackets are those of pip's extras, not of markup, and a line to copy is not broken.
+        console.print(f"Skipped: {names}. {lacks}", markup=False, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Fresh processes: a fork would take over threads that hold locks.
     method = multiprocessing.get_context("spawn")
     with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        Progress(*columns, console=console) as progress,
         ProcessPoolExecutor(workers or os.cpu_count(), mp_context=method, initializer=_one_thread) as pool,
     ):
-        bar = progress.add_task("", total=len(steps), completed=len(steps) - len(waiting))
+        total = len(steps) - len(cannot)
+        bar = progress.add_task("", total=total, completed=total - len(waiting))
         running: dict[Future, Step] = {}
         while waiting or running:
             ready = [step for step in waiting if all(place.is_done(need) for need in step.needs)]
@@ -69,6 +82,16 @@ def run_steps(place: Place, steps: list[Step], *, workers: int | None = None) ->
                 progress.advance(bar)
 
 
+def skipped(place: Place, steps: list[Step]) -> dict[str, str]:
+    """Tell which steps are not done and cannot be, by name, and what they or those that they need lack."""
+    found: dict[str, str] = {}
+    for step in steps:
+        lacks = step.lacks or next((found[need] for need in step.needs if need in found), "")
+        if lacks and not place.is_done(step.name):
+            found[step.name] = lacks
+    return found
+
+
 def _one_thread() -> None:
     import torch
 
@@ -82,6 +105,7 @@ def _do(place: Place, step: Step) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    place.clear(step.writes)
     started = time.process_time()
     found = step.work(place, **step.arguments)
     place.finish(step.name, found, time.process_time() - started)
