@@ -72,10 +72,10 @@ def met(measured):
     part = 3 / 8
     for entry in results["speed"]:
         entry.update(ours=2.0, stock=2.0, limit=1.801)
-    ours = {"load_s": 1.0, "ready_s": 1.0, "peak": 1.149 * weights["total"], "growth": 1.0}
+    ours = {"load_s": 1.0, "ready_s": 1.0, "peak": 2.0 * weights["total"], "growth": 1.149 * weights["total"]}
     results["memory"]["medians"] = {"ours": ours, "subset": {**ours}, "stock": {**ours}}
     for key in ("load_s", "ready_s", "growth"):
-        results["memory"]["medians"]["subset"][key] = 1.149 * part
+        results["memory"]["medians"]["subset"][key] = 1.149 * part * ours[key]
     results["parts"].update(all=1.0, loaded=1.149 * part, switched=1.149 * part)
     results["rows"].update(one=1.0, two=1.049, four=1.049)
     results["switch"] = {"first": 0.000999, "again": 0.000999}
@@ -93,7 +93,7 @@ def test_being_faster_than_stock_is_enough(met):
 
 
 def spoil_peak(results):
-    results["memory"]["medians"]["ours"]["peak"] *= 1.01
+    results["memory"]["medians"]["ours"]["growth"] *= 1.01
 
 
 def spoil_part(results):
