@@ -20,7 +20,7 @@ class Cost:
 
     Attributes:
         label: The method.
-        parameters: Parameters to hold, those of a chat model or of an average included.
+        parameters: Parameters to hold, those of an average included, those of a chat model not.
         trained: Core seconds of everything that was trained for it, by all owners together.
         tokens: Tokens that this training saw.
         seconds: Core seconds of reading the public test texts, by a model of its shape; None if not measured.
@@ -49,10 +49,11 @@ def costs(place: Place, table: str) -> Iterator[Cost]:
             continue
         found = [place.result(step) for step in steps]
         ran = measured.get(label)
+        members = len(_owners(place, table)) + 1 if label in _ENSEMBLES else 1
         held = [result["parameters"] for result in found if "parameters" in result]
         yield Cost(
             label,
-            ran["parameters"] if ran else held[-1] if held else public,
+            ran["parameters"] if ran else held[-1] if held else members * public,
             sum(place.seconds(step) for step in steps),
             place.settings.public_tokens if label == PUBLIC else sum(result.get("tokens", 0) for result in found),
             median(ran["seconds"]) if ran else None,

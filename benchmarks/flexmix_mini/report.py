@@ -222,7 +222,7 @@ def _tasks(place: Place) -> list[str]:
 def _cost(place: Place) -> list[str]:
     about = """Training is that of all owners together, beyond the public model, whose own is in its row; times are of
         one core, measured with another step on the other. Reading is that of the public test texts, once, without a
-        cache; variants of a method run as it does. What prompt routing holds and runs is its chat model, nearly."""
+        cache; variants of a method run as it does. The chat model of prompt routing is not in its row."""
     whole = f"All steps together took {hours(place):.1f} hours of one core."
     return [_prose(about), "Four experts:", cost_table(place, "t1"), "All experts:", cost_table(place, "t2"), whole]
 

@@ -227,8 +227,6 @@ def _running(settings: StudySettings) -> Iterator[Step]:
             "BTM all": {"kind": "btm", "members": members},
             "weighted soup": {"kind": "weighted soup", "members": members},
         }
-        if settings.prompt_routing and not _lacking_chat_model() and table == "t1":
-            models["prompt routing"] = {"kind": "prompt routing", "members": members}
         needs = tuple(dict.fromkeys([*folders.values(), *members.values()]))
         yield Step(f"running-cost-{table}", measuring.running_cost, needs, {"models": models})
 
