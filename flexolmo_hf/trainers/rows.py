@@ -6,19 +6,6 @@ from typing import Any
 from flexolmo_hf.errors import ConfigurationError
 
 
-def refuse_unreadable(rows: Any, text_field: str) -> None:
-    """Refuse rows without any column that `SFTTrainer` reads, and no rows; see `refuse_lacking`.
-
-    Args:
-        rows: A data set, a dictionary of them, or None.
-        text_field: The column of plain texts.
-
-    Raises:
-        ConfigurationError: If there is nothing to train on.
-    """
-    refuse_lacking(rows, text_columns(text_field))
-
-
 def text_columns(text_field: str) -> list[tuple[str, ...]]:
     """Return the kinds of rows that `SFTTrainer` reads, by the columns each kind has."""
     return [(text_field,), ("prompt", "completion"), ("messages",), ("input_ids",)]

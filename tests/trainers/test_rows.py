@@ -5,7 +5,7 @@ from datasets import Dataset, IterableDataset
 
 from flexolmo_hf import ExpertDPOConfig, ExpertDPOTrainer, ExpertGRPOConfig, ExpertGRPOTrainer
 from flexolmo_hf.errors import ConfigurationError
-from flexolmo_hf.trainers.rows import refuse_lacking, refuse_too_short, refuse_unreadable
+from flexolmo_hf.trainers.rows import refuse_lacking, refuse_too_short, text_columns
 from tests.trainers.conftest import TEXT
 
 
@@ -76,9 +76,9 @@ def test_rows_that_a_function_of_the_caller_makes_into_text_need_no_column(model
 
 def test_streams_and_other_columns_pass():
     refuse_lacking(Dataset.from_list([{"body": "words"}]), [])
-    refuse_unreadable(None, "text")
-    refuse_unreadable({"a": Dataset.from_list(TEXT), "b": Dataset.from_list([{"messages": []}])}, "text")
-    refuse_unreadable(Dataset.from_list([{"body": "words"}]), "body")
-    refuse_unreadable(IterableDataset.from_generator(lambda: iter(TEXT)), "text")
+    refuse_lacking(None, text_columns("text"))
+    refuse_lacking({"a": Dataset.from_list(TEXT), "b": Dataset.from_list([{"messages": []}])}, text_columns("text"))
+    refuse_lacking(Dataset.from_list([{"body": "words"}]), text_columns("body"))
+    refuse_lacking(IterableDataset.from_generator(lambda: iter(TEXT)), text_columns("text"))
     refuse_too_short(IterableDataset.from_generator(lambda: iter(TEXT)))
     refuse_too_short(Dataset.from_list([{"input_ids": [5]}, {"input_ids": [6, 7]}]))

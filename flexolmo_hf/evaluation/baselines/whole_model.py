@@ -29,7 +29,7 @@ from flexolmo_hf.trainers.freezing import project_biases, unfreeze
 from flexolmo_hf.trainers.part import OutputZLoss, PartTrainerMixin
 from flexolmo_hf.trainers.router_freezing import freeze_all_but_routers
 from flexolmo_hf.trainers.router_progress import RouterProgress
-from flexolmo_hf.trainers.rows import refuse_too_short, refuse_unreadable
+from flexolmo_hf.trainers.rows import refuse_lacking, refuse_too_short, text_columns
 
 #: What may move: all parameters, the feed-forward networks with the router, or the router alone.
 TRAINS = ("everything", "feed_forward", "router")
@@ -79,7 +79,7 @@ class WholeModelSFTTrainer(OutputZLoss, PartTrainerMixin, SFTTrainer):
     _tag_names = ["trl", "sft"]
 
     def __init__(self, model: Any, args: WholeModelSFTConfig, **kwargs: Any):
-        refuse_unreadable(kwargs.get("train_dataset"), args.dataset_text_field)
+        refuse_lacking(kwargs.get("train_dataset"), text_columns(args.dataset_text_field))
         super().__init__(model, args=args, **kwargs)
         refuse_too_short(self.train_dataset)
 
