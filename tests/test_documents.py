@@ -33,8 +33,7 @@ def blocks(page, language):
 @pytest.fixture
 def workplace(tmp_path, tokenizer, monkeypatch):
     """A folder in which everything the documents speak of exists under the name they use."""
-    # As many positions as the commands cut texts into by default.
-    dense = dense_model(vocab_size=len(tokenizer), max_position_embeddings=1024)
+    dense = dense_model(vocab_size=len(tokenizer))
     for name in ("DENSE", "a/dense-olmo2-model"):
         dense.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)

@@ -31,7 +31,12 @@ def optout(
     write_contract: Annotated[Path | None, typer.Option(help="Write the measured values as a contract.")] = None,
     margin: Annotated[float, typer.Option(help="Percent by which --write-contract lets values be missed.")] = 1.0,
     limit: Annotated[int | None, typer.Option(help="Documents of each data set at most.")] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens in a window.")] = 1024,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in a window; default 1024, or the model's positions if these are fewer.", show_default=False
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows at once.")] = 8,
     field: Annotated[str, typer.Option(help="Key of the text in .jsonl lines.")] = "text",
     dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",

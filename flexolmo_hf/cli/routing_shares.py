@@ -25,7 +25,12 @@ def routing(
         Path | None,
         typer.Option(help="A text file to show in colours; the page in the output folder will hold its text."),
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens in a window.")] = 1024,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in a window; default 1024, or the model's positions if these are fewer.", show_default=False
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows read at once.")] = 8,
     top_k: Annotated[
         int | None,

@@ -21,6 +21,7 @@ from flexolmo_hf.evaluation.windows import (
     refuse_beyond,
     refuse_one_string,
     refuse_sizes,
+    window_length,
 )
 
 _IGNORED = -100
@@ -55,7 +56,7 @@ def bits_per_byte(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
-    max_length: int = 1024,
+    max_length: int | None = None,
     batch_size: int = 8,
     **call: Any,
 ) -> BitsPerByte:
@@ -71,7 +72,8 @@ def bits_per_byte(
         model: The model. It is put into evaluation mode for the measurement.
         tokenizer: Its tokenizer.
         texts: Documents.
-        max_length: Tokens in a window, the context token included, at least 2.
+        max_length: Tokens in a window, the context token included, at least 2. None for 1,024, or as many as the model
+            has positions if these are fewer.
         batch_size: Windows the model reads at once. Windows of similar length share a batch.
         **call: Passed on to the model's forward, such as ``active_experts=["public"]``.
 
@@ -92,7 +94,7 @@ def bits_by_document(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
-    max_length: int = 1024,
+    max_length: int | None = None,
     batch_size: int = 8,
     **call: Any,
 ) -> list[BitsPerByte]:
@@ -101,8 +103,9 @@ def bits_by_document(
     Returns:
         One value per text, in order. Empty texts have none and are left out.
     """
-    refuse_sizes(max_length, batch_size)
     refuse_one_string(texts)
+    max_length = window_length(model.config, max_length)
+    refuse_sizes(max_length, batch_size)
     texts = [text for text in texts if text]
     windows = list(cut_into_windows(tokenizer, texts, max_length))
     bits, tokens = [0.0] * len(texts), [0] * len(texts)

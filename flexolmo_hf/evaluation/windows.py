@@ -11,6 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from flexolmo_hf.errors import ConfigurationError
 
+# Tokens in a window where nobody gives a number and the model has as many positions.
+_DEFAULT_LENGTH = 1024
+
 
 class Window(NamedTuple):
     """A part of a document.
@@ -24,13 +27,35 @@ class Window(NamedTuple):
     tokens: list[int]
 
 
-def refuse_sizes(max_length: int, batch_size: int) -> None:
+def window_length(config: Any, max_length: int | None) -> int:
+    """Return how many tokens a window has: as many as are asked for, else 1,024 or a model's fewer positions.
+
+    Args:
+        config: The model's settings; without ``max_position_embeddings`` it has any number of positions.
+        max_length: Tokens that are asked for; None for the default.
+    """
+    if max_length is not None:
+        return max_length
+    positions = _positions(config)
+    return _DEFAULT_LENGTH if positions is None else min(_DEFAULT_LENGTH, positions)
+
+
+def _positions(config: Any) -> int | None:
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions
+
+
+def refuse_sizes(max_length: int | None, batch_size: int) -> None:
     """Refuse sizes that leave nothing to score.
+
+    Args:
+        max_length: Tokens in a window; None while the model that will say is not loaded.
+        batch_size: Windows in a batch.
 
     Raises:
         ConfigurationError: If a window has no token beside its context, or a batch no window.
     """
-    if max_length < 2 or batch_size < 1:
+    if (max_length is not None and max_length < 2) or batch_size < 1:
         raise ConfigurationError(
             f"max_length={max_length} and batch_size={batch_size} leave nothing to score.",
             "A window needs at least 2 tokens (one is context), a batch at least 1 window.",
@@ -47,11 +72,11 @@ def refuse_beyond(config: Any, longest: int) -> None:
     Raises:
         ConfigurationError: If one is too long.
     """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = _positions(config)
     if positions is not None and longest > positions:
         raise ConfigurationError(
             f"A window has {longest} tokens, but the model has {positions} positions.",
-            f"Cut texts into windows of at most {positions} tokens, with max_length or --max-length.",
+            f"Give at most {positions} as max_length (--max-length), or leave it out.",
         )
 
 

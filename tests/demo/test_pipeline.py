@@ -15,6 +15,9 @@ from flexolmo_hf.errors import OutputFolderNotEmptyError
 from flexolmo_hf.evaluation import bits_per_byte
 from flexolmo_hf.evaluation.data.documents import read_documents
 
+# The first test waits for a whole demo, which a busy machine draws out.
+pytestmark = pytest.mark.timeout(900)
+
 # Imported by every Python process that has its folder on the path: writes down which files the process opens.
 WITNESS = """
 import os, sys

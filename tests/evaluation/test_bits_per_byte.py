@@ -152,8 +152,13 @@ def test_empty_document_among_others_counts_nothing(model, tokenizer):
 
 def test_windows_beyond_the_models_positions_are_refused(model, tokenizer):
     with pytest.raises(ConfigurationError, match="201 tokens, but the model has 128 positions"):
-        bits_per_byte(model, tokenizer, ["m" * 200])
-    assert bits_per_byte(model, tokenizer, ["m" * 200], max_length=128).tokens == 200
+        bits_per_byte(model, tokenizer, ["m" * 200], max_length=1024)
+
+
+def test_without_a_length_windows_have_as_many_tokens_as_the_model_has_positions(model, tokenizer):
+    text = "The quick brown fox jumps over the lazy dog. " * 5
+
+    assert bits_per_byte(model, tokenizer, [text]).bits == bits_per_byte(model, tokenizer, [text], max_length=128).bits
 
 
 @pytest.mark.parametrize("sizes", [{"max_length": 1}, {"batch_size": 0}], ids=str)

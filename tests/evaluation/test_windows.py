@@ -2,8 +2,10 @@
 
 import pytest
 from tokenizers import processors
+from transformers import LlamaConfig, PreTrainedConfig
 
 from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.evaluation.baselines.branch_train_merge import BranchTrainMergeConfig
 from flexolmo_hf.evaluation.bits_per_byte import bits_by_document, bits_per_byte
 from flexolmo_hf.evaluation.windows import (
     Window,
@@ -13,6 +15,7 @@ from flexolmo_hf.evaluation.windows import (
     refuse_one_string,
     refuse_sizes,
     start_token,
+    window_length,
 )
 
 EOS = 1
@@ -101,9 +104,25 @@ def test_padding_is_behind_the_tokens_or_before_them():
     assert (ids.tolist(), mask.tolist()) == ([[7, 8, 9], [0, 5, 6]], [[1, 1, 1], [0, 1, 1]])
 
 
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        (LlamaConfig(max_position_embeddings=128), 128),
+        (LlamaConfig(max_position_embeddings=4096), 1024),
+        (BranchTrainMergeConfig(member_names=["public"], max_position_embeddings=128), 128),
+        (PreTrainedConfig(), 1024),
+    ],
+    ids=["fewer positions", "more positions", "a baseline", "any number of positions"],
+)
+def test_a_window_has_1024_tokens_or_the_models_fewer_positions_unless_told_otherwise(config, length):
+    assert window_length(config, None) == length
+    assert window_length(config, 300) == 300
+
+
 def test_sizes_that_score_nothing_are_refused_and_the_least_that_do_are_not():
     refuse_sizes(2, 1)
-    for sizes in ((1, 1), (2, 0)):
+    refuse_sizes(None, 1)
+    for sizes in ((1, 1), (2, 0), (None, 0)):
         with pytest.raises(ConfigurationError, match="leave nothing to score"):
             refuse_sizes(*sizes)
 

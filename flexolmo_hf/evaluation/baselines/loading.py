@@ -13,7 +13,7 @@ from flexolmo_hf.errors import ConfigurationError, DamagedFileError
 Member: TypeAlias = PreTrainedModel | str | os.PathLike
 
 # What a model of several says of itself is what its first one says.
-_FROM_FIRST = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+_FROM_FIRST = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 # What says which files of a repository are meant, for tokenizers as for models.
 _WHICH_FILES = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
@@ -42,9 +42,11 @@ def loaded(models: Mapping[str, Member]) -> list[PreTrainedModel]:
     return found
 
 
-def common_settings(first: PreTrainedModel) -> dict[str, Any]:
-    """Return what tokens mean in the first of several models, as fields of a configuration."""
-    found = {key: getattr(first.config, key, None) for key in _FROM_FIRST}
+def common_settings(models: Sequence[PreTrainedModel]) -> dict[str, Any]:
+    """Return what tokens mean in the first of several models and how long texts all can read, as a configuration's."""
+    found = {key: getattr(models[0].config, key, None) for key in _FROM_FIRST}
+    positions = [getattr(model.config, "max_position_embeddings", None) for model in models]
+    found["max_position_embeddings"] = min((length for length in positions if length is not None), default=None)
     return {key: value for key, value in found.items() if value is not None}
 
 

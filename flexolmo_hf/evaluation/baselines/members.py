@@ -109,7 +109,7 @@ class MembersForCausalLM(PreTrainedModel, GenerationMixin, SettledByPrompt):
         if not members:
             raise EmptyExpertSetError(["a model"])
         models = loaded(members)
-        return cls(cls.config_class(member_names=list(members), **{**common_settings(models[0]), **settings}), models)
+        return cls(cls.config_class(member_names=list(members), **{**common_settings(models), **settings}), models)
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ class PromptRoutedConfig(PreTrainedConfig):
         labels: The label set, as `LabelSet.record` returns it.
         decision: How the chat model chooses, one of `prompt_router.DECISIONS`.
         prefix: How many tokens of a text that is scored are the query. They are scored by the public expert.
-        longest: How many of its own tokens of a query the chat model is shown.
+        longest: How many of its own tokens of a query the chat model is shown, the last ones.
     """
 
     model_type = "flexolmo_prompt_routed"

@@ -49,7 +49,7 @@ class PromptRouter:
         tokenizer: Its tokenizer, with a chat template.
         labels: What it is asked, and what it may answer.
         decision: One of `DECISIONS`.
-        longest: How many tokens of a text it is shown, from the beginning.
+        longest: How many tokens of a text it is shown, the last ones: a prompt's question stands behind its examples.
 
     Raises:
         ConfigurationError: If the tokenizer has no chat template, or a setting makes no sense.
@@ -115,8 +115,8 @@ class PromptRouter:
         return scores_L + (rest_LS * real_LS[:, 1:]).sum(-1)
 
     def question(self, text: str) -> torch.Tensor:
-        """Return the tokens ``(1, T)`` of the question about the beginning of a text, up to where the answer begins."""
-        shown = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: self.longest]
+        """Return the tokens ``(1, T)`` of the question about the end of a text, up to where the answer begins."""
+        shown = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-self.longest :]
         message = {"role": "user", "content": self.labels.prompt(self.tokenizer.decode(shown))}
         # As text first: some templates return what only newer tokenizers can turn into tensors.
         chat = self.tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)

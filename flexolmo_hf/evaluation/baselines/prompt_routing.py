@@ -117,7 +117,7 @@ class PromptRoutedForCausalLM(PreTrainedModel, GenerationMixin, SettledByPrompt)
         config = cls.config_class(
             model_names=list(named),
             labels=(labels if isinstance(labels, LabelSet) else LabelSet.read(labels)).record(),
-            **common_settings(models[0]),
+            **common_settings(models),
             **settings,
         )
         return cls(config, models, tokenizer, chat_model, chat_tokenizer)

@@ -20,7 +20,7 @@ class Reading:
     Attributes:
         experts: Experts to load; None for all.
         subsets: Further sets to measure, as names joined by ``+``.
-        max_length: Tokens in a window.
+        max_length: Tokens in a window; None for the default of `opt_out_matrix`.
         batch_size: Windows at once.
         limit: Documents of each data set at most, the first ones; None for all.
         field: Key of the text in a row.
@@ -30,7 +30,7 @@ class Reading:
 
     experts: Sequence[str] | None = None
     subsets: Sequence[str] = ()
-    max_length: int = 1024
+    max_length: int | None = None
     batch_size: int = 8
     limit: int | None = None
     field: str = "text"

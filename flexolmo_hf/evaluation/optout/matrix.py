@@ -16,6 +16,7 @@ from flexolmo_hf.evaluation.windows import (
     cut_into_windows,
     refuse_one_string,
     refuse_sizes,
+    window_length,
 )
 from flexolmo_hf.modeling.adapters import has_adapters
 from flexolmo_hf.modeling.expert_sets import ExpertSets
@@ -113,7 +114,7 @@ def opt_out_matrix(
     data: Mapping[str, Sequence[str]],
     *,
     subsets: Iterable[str | Sequence[str]] | None = None,
-    max_length: int = 1024,
+    max_length: int | None = None,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> OptOutMatrix:
@@ -144,6 +145,7 @@ def opt_out_matrix(
     if not isinstance(model, ExpertSets):
         raise NotFlexOlmoError(model.config.model_type)
     sets = opt_out_sets(model.active_experts, subsets)
+    max_length = window_length(model.config, max_length)
     refuse_sizes(max_length, batch_size)
     documents = not_empty(data)
     batches = {name: _cut(tokenizer, texts, max_length, batch_size) for name, texts in documents.items()}

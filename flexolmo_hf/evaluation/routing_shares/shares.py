@@ -12,7 +12,7 @@ from flexolmo_hf.evaluation.routing_shares.batches import Documents, batches
 from flexolmo_hf.evaluation.routing_shares.one_set import one_set
 from flexolmo_hf.evaluation.routing_shares.result import RoutingShares
 from flexolmo_hf.evaluation.routing_shares.tally import Tally, buckets
-from flexolmo_hf.evaluation.windows import refuse_beyond, refuse_sizes
+from flexolmo_hf.evaluation.windows import refuse_beyond, refuse_sizes, window_length
 
 
 def routing_shares(
@@ -20,7 +20,7 @@ def routing_shares(
     tokenizer: PreTrainedTokenizerBase,
     texts: Mapping[str, Iterable[str]],
     *,
-    max_length: int = 1024,
+    max_length: int | None = None,
     batch_size: int = 8,
     active_experts: Any = None,
     top_k: int | None = None,
@@ -35,7 +35,7 @@ def routing_shares(
         model: A FlexOlmo model. It is measured in evaluation mode and put back.
         tokenizer: Its tokenizer.
         texts: Documents of each domain. A domain that has the name of an expert is taken for its own.
-        max_length: Tokens in a window, the context token included, at least 2.
+        max_length: As in `bits_per_byte`.
         batch_size: Windows the model reads at once.
         active_experts: One set for everything, as in `forward`; None for the set in force.
         top_k: How many of a token's strongest experts count as picked; None for as many as the model uses.
@@ -52,6 +52,7 @@ def routing_shares(
     selection = one_set(model, active_experts)
     used = min(model.config.num_experts_per_tok, selection.widest)
     top_k = used if top_k is None else top_k
+    max_length = window_length(model.config, max_length)
     refuse_sizes(max_length, batch_size)
     if not 1 <= top_k <= used:
         raise ConfigurationError(

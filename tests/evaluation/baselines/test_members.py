@@ -85,3 +85,9 @@ def test_what_cannot_be_held_is_refused(kind, refused, tmp_path):
 def test_a_keyword_of_the_constructor_that_nothing_reads_is_refused(refused):
     with refused(UnknownArgumentError, "membrs"):
         BranchTrainMergeForCausalLM(BranchTrainMergeConfig(member_names=["public"]), membrs=[dense_model()])
+
+
+@pytest.mark.parametrize("lengths", [(96, 32), (32, 96)])
+def test_an_ensemble_reads_texts_as_long_as_its_members_all_can(lengths):
+    members = {f"m{length}": dense_model(max_position_embeddings=length) for length in lengths}
+    assert BranchTrainMergeForCausalLM.from_members(members).config.max_position_embeddings == 32

@@ -60,11 +60,20 @@ def test_calibration_takes_off_what_a_label_gets_without_a_text():
     assert list(choice.scores.values()) == pytest.approx(expected, abs=1e-3)
 
 
-def test_only_the_beginning_of_a_text_is_shown():
+def test_only_the_end_of_a_text_is_shown():
     router = PromptRouter(*chat_model(), SAME_LENGTH, longest=5)
 
-    assert torch.equal(router.question("abcdefgh"), router.question("abcde"))
-    assert not torch.equal(router.question("abcd"), router.question("abcde"))
+    assert torch.equal(router.question("abcdefgh"), router.question("defgh"))
+    assert not torch.equal(router.question("efgh"), router.question("defgh"))
+
+
+def test_prompts_that_share_their_examples_are_told_apart_by_the_question_behind_them():
+    router = PromptRouter(*chat_model(), SAME_LENGTH)
+    examples = "Question: 1 + 1? Answer: 2. " * 20
+    asked = [router.choose(f"{examples}Question: {question}").scores for question in TEXTS[:2]]
+
+    assert len(examples) > router.longest
+    assert asked[0] != asked[1]
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,16 @@ def test_a_model_without_a_choice_is_refused(tokenizer):
         opt_out_matrix(dense_model(), tokenizer, TEXTS, **SIZES)
 
 
+def test_without_a_length_windows_are_those_the_model_has_positions_for(tokenizer):
+    model, data = byte_model(), {"math": ["1 + 1 = 2; " * 20]}
+    found = opt_out_matrix(model, tokenizer, data)
+
+    assert found.max_length == 128
+    assert found.documents == opt_out_matrix(model, tokenizer, data, max_length=128).documents
+    with pytest.raises(ConfigurationError, match="221 tokens, but the model has 128 positions"):
+        opt_out_matrix(model, tokenizer, data, max_length=1024)
+
+
 @pytest.mark.parametrize("sizes", [{"max_length": 1}, {"batch_size": 0}], ids=str)
 def test_sizes_that_leave_nothing_to_score_are_refused(tokenizer, sizes):
     with pytest.raises(ConfigurationError, match="leave nothing to score"):

@@ -58,6 +58,15 @@ def test_the_command_reports_what_the_function_measures(place):
     assert all(row in result.stdout for row in expected.sets)
 
 
+def test_without_a_length_the_report_says_how_many_tokens_the_windows_had(place):
+    arguments = ["optout", "MODEL", "--data", "math=math.jsonl", "--output", "report"]
+    result = CliRunner().invoke(app, arguments)
+
+    assert result.exit_code == 0, result.output
+    assert json.loads((place / "report" / "opt_out.json").read_text())["max_length"] == 128
+    assert "Windows of 128 tokens." in (place / "report" / "opt_out.md").read_text()
+
+
 def test_the_field_and_the_dtype_are_those_that_are_asked_for(place):
     (place / "said.jsonl").write_text("".join(json.dumps({"said": text}) + "\n" for text in TEXTS["math"]))
     result = run("--data", "math=said.jsonl", "--field", "said", "--dtype", "bfloat16", "--out", "report", names=())

@@ -107,6 +107,14 @@ def test_positions_are_counted_from_the_start_of_the_window(model, tokenizer):
         np.testing.assert_allclose(found.position[0, bucket, 0], mean(ROUTED, text), atol=1e-6)
 
 
+def test_without_a_length_windows_are_those_the_model_has_positions_for(model, tokenizer):
+    texts = {"code": ["mcp" * 60]}
+    found = routing_shares(model, tokenizer, texts)
+
+    assert found.max_length == 128
+    assert found.to_dict() == routing_shares(model, tokenizer, texts, max_length=128).to_dict()
+
+
 @pytest.mark.parametrize("max_length", [2, 3, 4, 5, 8, 9, 10, 1024])
 def test_buckets_cover_every_position_once(max_length):
     covered = [position for low, high in buckets(max_length) for position in range(low, high + 1)]
@@ -263,7 +271,11 @@ def test_a_model_in_training_is_left_in_training(model, tokenizer):
         ({"texts": {}}, ConfigurationError, "no domain"),
         ({"max_length": 1}, ConfigurationError, "max_length=1"),
         ({"batch_size": 0}, ConfigurationError, "batch_size=0"),
-        ({"texts": {"a": ["m" * 200]}}, ConfigurationError, "201 tokens, but the model has 128 positions"),
+        (
+            {"texts": {"a": ["m" * 200]}, "max_length": 256},
+            ConfigurationError,
+            "201 tokens, but the model has 128 positions",
+        ),
         ({"top_k": 4}, ConfigurationError, "top_k is 4"),
         ({"active_experts": ["maht"]}, UnknownExpertError, "'math'"),
         ({"active_experts": [["public"], ["math"]]}, ExpertRowsError, "one set at a time"),
