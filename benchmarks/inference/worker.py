@@ -41,9 +41,8 @@ class Bench:
             per_token: Experts per token.
             active: The experts to load; None for all. Ours only.
         """
-        self.model = None
-        self.prompts.clear()
-        gc.collect()
+        if self.model is not None:
+            self.clear()
         options: dict[str, Any] = {"num_experts_per_tok": per_token}
         if self.who == "stock":
             model_class: Any = transformers.FlexOlmoForCausalLM
@@ -55,6 +54,12 @@ class Bench:
         self.model = model_class.from_pretrained(folder, **options).eval()
         if self.model.config.num_experts_per_tok != per_token:
             raise RuntimeError(f"{self.who} did not take over num_experts_per_tok={per_token}")
+
+    def clear(self) -> None:
+        """Let the former model go, and whatever the garbage collector finds."""
+        self.model = None
+        self.prompts.clear()
+        gc.collect()
 
     @torch.no_grad()
     def prefill(self, tokens: int, batch: int, implementation: str) -> float:
