@@ -492,7 +492,8 @@ class FrozenMovedError(FlexOlmoError):
     def __str__(self) -> str:
         return (
             f"Frozen tensors have changed: {_some(self.names)}. An expert trained beside a changed anchor fits no "
-            "other. Look for what writes to them (callbacks, optimizers made by hand), and train again."
+            "other. Look for what writes to them (callbacks, optimizers made by hand; in a resumed run, whoever wrote "
+            "to its checkpoint), and train again."
         )
 
 

@@ -6,11 +6,11 @@ from trl import SFTTrainer
 
 from flexolmo_hf.trainers.config import ExpertSFTConfig
 from flexolmo_hf.trainers.mixin import ExpertTrainerMixin
-from flexolmo_hf.trainers.part import OutputZLoss
-from flexolmo_hf.trainers.rows import refuse_lacking, refuse_too_short, text_columns
+from flexolmo_hf.trainers.rows import refuse_too_short
+from flexolmo_hf.trainers.text import TextTrainerMixin
 
 
-class ExpertSFTTrainer(OutputZLoss, ExpertTrainerMixin, SFTTrainer):
+class ExpertSFTTrainer(TextTrainerMixin, ExpertTrainerMixin, SFTTrainer):
     """Differs from TRL's `SFTTrainer` in which parameters move, in two losses, and in what it writes down.
 
     Data, packing, evaluation, checkpoints and resuming are TRL's: ``text``, ``prompt`` and ``completion``, and
@@ -33,14 +33,12 @@ class ExpertSFTTrainer(OutputZLoss, ExpertTrainerMixin, SFTTrainer):
 
     def __init__(self, model: Any, args: ExpertSFTConfig, **kwargs: Any):
         self._given_rows = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
-        self._makes_text = kwargs.get("formatting_func") is not None
         super().__init__(model, args=args, **kwargs)
         refuse_too_short(self.train_dataset)
 
     def _prepared(self, model: Any, args: Any) -> Any:
         model = super()._prepared(model, args)
-        for rows in self._given_rows:
-            refuse_lacking(rows, [] if self._makes_text else text_columns(args.dataset_text_field))
+        self._refuse_lacking(args, *self._given_rows)
         return model
 
     def training_record(self) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class PartTrainerMixin:
                 "The model is quantised, and quantised weights do not learn.",
                 "Load it without a quantization_config to train it, and quantise what comes of it.",
             )
+        _refuse_without_accelerator(args)
         return model
 
     def add_callback(self, callback: Any) -> None:
@@ -114,7 +115,7 @@ class PartTrainerMixin:
             NoCheckpointError: If there is none, or the given one was not saved to its end.
             ResumeMismatchError: If model, settings, data or the number of processes are not those of the run.
             NonFiniteLossError: If the loss or a gradient becomes NaN or infinite.
-            FrozenMovedError: If something frozen has moved.
+            FrozenMovedError: If something frozen has moved, or is not the run's in the checkpoint.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_complete_checkpoint(self.args.output_dir))
@@ -130,6 +131,12 @@ class PartTrainerMixin:
 
     def _resume_from(self, folder: str) -> None:
         """Take over from a checkpoint what the host does not."""
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Load as the host does, and refuse files in which what is frozen is not what it was at the start."""
+        self._proof.follow_sharding(self.model)
+        super()._load_from_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        self._proof.check(self.model, together=True)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Take the host's step, and stop before the optimizer does if the loss is not finite."""
@@ -312,6 +319,16 @@ def load_to_train(path: str | Path, args: Any) -> FlexOlmoForCausalLM:
     # Used up here; TRL warns of options for a model that is already loaded.
     args.model_init_kwargs = None
     return FlexOlmoForCausalLM.from_pretrained(path, **options)
+
+
+def _refuse_without_accelerator(args: Any) -> None:
+    """Refuse what the host would ignore on a CPU, or fail at."""
+    for name, instead in {"fp16": "bf16=True", "activation_offloading": "gradient_checkpointing=True"}.items():
+        if getattr(args, name, False) and args.device.type == "cpu":
+            raise ConfigurationError(
+                f"{name} is on, and this run is on a CPU, where it has no effect.",
+                f"Leave it out, use {instead}, or train on an accelerator.",
+            )
 
 
 class _KeepBiasesNegative(TrainerCallback):

@@ -8,7 +8,7 @@ from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.trainers.config import ExpertDPOConfig
 from flexolmo_hf.trainers.mixin import ExpertTrainerMixin
 from flexolmo_hf.trainers.reference import Reference
-from flexolmo_hf.trainers.rows import refuse_lacking
+from flexolmo_hf.trainers.rows import refuse_all_dropped, refuse_lacking
 
 
 class ExpertDPOTrainer(ExpertTrainerMixin, DPOTrainer):
@@ -43,6 +43,11 @@ class ExpertDPOTrainer(ExpertTrainerMixin, DPOTrainer):
         model = super()._prepared(model, args)
         self._reference = Reference(model, args.expert, args.reference)
         return model
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        refuse_all_dropped(prepared, args.max_length)
+        return prepared
 
     def _host_arguments(self) -> dict[str, Any]:
         return {"ref_model": self._reference}

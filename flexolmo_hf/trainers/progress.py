@@ -13,8 +13,16 @@ from transformers import ProgressCallback
 from flexolmo_hf.modeling.model import FlexOlmoForCausalLM
 from flexolmo_hf.trainers.sharded import whole
 
-#: What the bar shows beside the step, by the names of the log.
-_SHOWN = {"loss": "loss", "tokens_per_second": "tok/s", "routing_share": "share"}
+#: What the bar shows beside the step, by the names of the log: how each figure is called there, and its format.
+_SHOWN = {
+    "loss": ("loss", ".4g"),
+    "tokens_per_second": ("tok/s", ".0f"),
+    "routing_share": ("share", ".2f"),
+    "router_bias": ("bias", ".2f"),
+    "row_distance": ("row", ".2g"),
+}
+# Where all experts' rows move, the log has these once for each, with its name behind.
+_BY_EXPERT = {"routing_share", "router_bias"}
 
 
 class ExpertProgress:
@@ -80,6 +88,14 @@ class ExpertProgressBar(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Show the newest figures."""
         if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {short: logs[name] for name, short in _SHOWN.items() if name in logs}
-            if shown:
-                self.training_bar.set_postfix(shown)
+            shown = {short: _written(logs, name, form) for name, (short, form) in _SHOWN.items()}
+            if any(shown.values()):
+                self.training_bar.set_postfix_str(", ".join(f"{short} {text}" for short, text in shown.items() if text))
+
+
+def _written(logs: dict[str, Any], name: str, form: str) -> str:
+    """Return the figure of that name; of one that each expert has, all of them in the model's order."""
+    found = [logs[name]] if name in logs else []
+    if name in _BY_EXPERT:
+        found += [value for key, value in logs.items() if key.startswith(f"{name}_")]
+    return "/".join(format(value, form) for value in found)

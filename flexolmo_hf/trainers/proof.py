@@ -66,10 +66,12 @@ class FrozenProof:
         return {"fingerprint before": self.fingerprint, "compared shard by shard": parts, **count}
 
     def follow_sharding(self, model: nn.Module) -> None:
-        """Take the parts that are here for the start, if the model has been sharded since and nothing is trained yet.
+        """Take the parts that are here for the start once the model is sharded, before it trains or loads a checkpoint.
 
         The fingerprint stays that of the whole tensors.
         """
+        if self.sharded:
+            return
         tensors = frozen_tensors(model)
         if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
             self.hashes, self.sharded = hash_tensors(tensors), True
@@ -117,10 +119,16 @@ def _all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, FlexOlmoRouter) and (at := module.trained_position) is not None:
             # In the matrix, the place of the row that is trained on its own holds nothing of meaning meanwhile.
             for name in {f"{prefix}.weight", f"{prefix}.bias"} & tensors.keys():
-                # One that is sharded stays as it is: to take a row out, processes would have to talk to each other.
-                if not isinstance(tensors[name], DTensor):
-                    tensors[name] = torch.cat([tensors[name][:at], tensors[name][at + 1 :]])
+                tensors[name] = _without_row(tensors[name], at)
     return tensors
+
+
+def _without_row(tensor: torch.Tensor, at: int) -> torch.Tensor:
+    """Take a row out; of a sharded tensor, out of the part that is here."""
+    if isinstance(tensor, DTensor):
+        (here,) = tensor.__create_chunk_list__()
+        tensor, at = tensor.to_local(), at - here.offsets[0]
+    return torch.cat([tensor[:at], tensor[at + 1 :]]) if 0 <= at < len(tensor) else tensor
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -9,15 +9,15 @@ from trl import SFTTrainer
 from flexolmo_hf.composition.router_base import complete_base
 from flexolmo_hf.modeling.files.router_base import RouterBase, read_router_base
 from flexolmo_hf.modeling.names import PUBLIC
-from flexolmo_hf.trainers.part import OutputZLoss, PartTrainerMixin
+from flexolmo_hf.trainers.part import PartTrainerMixin
 from flexolmo_hf.trainers.router_config import RouterSFTConfig
 from flexolmo_hf.trainers.router_data import checked_sources, in_turn
 from flexolmo_hf.trainers.router_freezing import freeze_all_but_routers
 from flexolmo_hf.trainers.router_progress import RouterProgress
-from flexolmo_hf.trainers.rows import refuse_lacking, text_columns
+from flexolmo_hf.trainers.text import TextTrainerMixin
 
 
-class RouterSFTTrainer(OutputZLoss, PartTrainerMixin, SFTTrainer):
+class RouterSFTTrainer(TextTrainerMixin, PartTrainerMixin, SFTTrainer):
     """Differs from TRL's `SFTTrainer` in that only router rows and biases move, and in data that comes by expert.
 
     The rows as they were go into every checkpoint, with the experts whose proxies were used, so that
@@ -42,15 +42,13 @@ class RouterSFTTrainer(OutputZLoss, PartTrainerMixin, SFTTrainer):
 
     def __init__(self, model: Any, args: RouterSFTConfig, train_dataset: Any = None, **kwargs: Any):
         self._given, self._evaluated = train_dataset, kwargs.get("eval_dataset")
-        self._makes_text = kwargs.get("formatting_func") is not None
         super().__init__(model, args=args, **kwargs)
         self.add_callback(_KeepBase(self))
 
     def _prepared(self, model: Any, args: Any) -> Any:
         model = super()._prepared(model, args)
         self._sources = checked_sources(self._given, model.expert_names)
-        for rows in (self._sources, self._evaluated):
-            refuse_lacking(rows, [] if self._makes_text else text_columns(args.dataset_text_field))
+        self._refuse_lacking(args, self._sources, self._evaluated)
         self._base, self._mixed = complete_base(model), False
         freeze_all_but_routers(model, train_public_row=args.train_public_row)
         return model

@@ -50,3 +50,20 @@ def refuse_too_short(tokenised: Any) -> None:
             f"None of the {len(tokenised)} rows is longer than one token, so there is nothing to predict.",
             "Give longer texts, or a larger max_length.",
         )
+
+
+def refuse_all_dropped(prepared: Any, max_length: int | None) -> None:
+    """Refuse pairs of which none is left: those whose prompt leaves no room for an answer are dropped.
+
+    Args:
+        prepared: The data set as `DPOTrainer` has prepared it; of a stream, nothing is said.
+        max_length: Tokens per sequence, prompt and answer together.
+
+    Raises:
+        ConfigurationError: If no pair is left.
+    """
+    if hasattr(prepared, "__len__") and len(prepared) == 0:
+        raise ConfigurationError(
+            f"Every prompt has max_length={max_length} tokens or more, so no pair of answers is left to compare.",
+            "Set a larger max_length, or give shorter prompts.",
+        )

@@ -5,11 +5,31 @@ import pytest
 from flexolmo_hf import ExpertSFTConfig, ExpertSFTTrainer, FlexOlmoForCausalLM
 from tests.conftest import dense_model
 
+#: Settings of a short run; what it lacks is the output folder.
+SHORT_RUN = {
+    "expert": "math",
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "weight_decay": 0.1,
+    "max_length": 32,
+    "bf16": False,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "save_strategy": "no",
+}
+
+
+def two_experts(tokenizer):
+    dense = dense_model(vocab_size=len(tokenizer), tie_word_embeddings=False)
+    return FlexOlmoForCausalLM.from_dense(dense, expert="math", router_bias=True)
+
 
 @pytest.fixture
 def model(tokenizer):
-    dense = dense_model(vocab_size=len(tokenizer), tie_word_embeddings=False)
-    return FlexOlmoForCausalLM.from_dense(dense, expert="math", router_bias=True)
+    return two_experts(tokenizer)
 
 
 @pytest.fixture
@@ -17,22 +37,7 @@ def settings(tmp_path):
     """Settings of a short run, changed by keyword."""
 
     def make(**changes):
-        values = {
-            "expert": "math",
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 2,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "warmup_steps": 0,
-            "weight_decay": 0.1,
-            "max_length": 32,
-            "bf16": False,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "report_to": "none",
-            "save_strategy": "no",
-        }
-        return ExpertSFTConfig(**{**values, **changes})
+        return ExpertSFTConfig(**{**SHORT_RUN, "output_dir": str(tmp_path / "run"), **changes})
 
     return make
 

@@ -16,11 +16,10 @@ from datasets import Dataset
 from safetensors import torch as safetensors_torch
 from transformers import Trainer, TrainerCallback, set_seed
 
-from flexolmo_hf import ExpertSFTConfig, ExpertSFTTrainer, FlexOlmoForCausalLM
+from flexolmo_hf import ExpertSFTConfig, ExpertSFTTrainer
 from flexolmo_hf.trainers.proof import hash_tensors
-from tests.conftest import dense_model
-from tests.conftest import tokenizer as make_tokenizer
-from tests.trainers.conftest import TEXT
+from tests.conftest import byte_tokenizer
+from tests.trainers.conftest import SHORT_RUN, TEXT, two_experts
 
 STEPS = 6
 
@@ -85,24 +84,10 @@ MOMENTS = {
 
 def run(folder, resume, prepare=None):
     set_seed(0)
-    tokenizer = make_tokenizer.__wrapped__()
-    model = FlexOlmoForCausalLM.from_dense(
-        dense_model(vocab_size=len(tokenizer), tie_word_embeddings=False), expert="math", router_bias=True
-    )
-    args = ExpertSFTConfig(
-        expert="math",
-        output_dir=str(folder),
-        max_steps=STEPS,
-        save_steps=1,
-        save_total_limit=2,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        max_length=32,
-        bf16=False,
-        use_cpu=True,
-        disable_tqdm=True,
-        report_to="none",
-    )
+    tokenizer = byte_tokenizer()
+    model = two_experts(tokenizer)
+    saving = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    args = ExpertSFTConfig(**{**SHORT_RUN, **saving, "output_dir": str(folder)})
     trainer = ExpertSFTTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(TEXT), processing_class=tokenizer
     )

@@ -247,13 +247,25 @@ def test_a_sharded_run_is_found_again_and_says_that_nothing_frozen_moved(sharded
 
 
 @EVERY_KIND
-def test_a_frozen_shard_that_moves_in_one_process_stops_all_before_anything_is_saved(sharded_runs, name):
-    told = [json.loads((sharded_runs / f"{name} spoilt {rank}.json").read_text()) for rank in range(2)]
+@pytest.mark.parametrize("where", ["in a step", "on disk"])
+def test_a_frozen_shard_that_moves_stops_all_processes_before_anything_is_saved(sharded_runs, name, where):
+    told = [json.loads((sharded_runs / f"{name} spoilt {rank}.json").read_text())[where] for rank in range(2)]
 
     assert told[0] == told[1]
     assert len(told[0]) == 1
-    assert told[0][0].endswith("layers.0.mlp.experts.0.up_proj.weight")
-    assert not list((sharded_runs / f"{name} spoilt in 2").glob("**/*.json"))
+    assert told[0][0].endswith(fsdp_trainer_worker.FROZEN)
+    assert [path.name for path in (sharded_runs / f"{name} spoilt in 2").iterdir()] == ["checkpoint-2"]
+
+
+@EVERY_KIND
+def test_a_resumed_sharded_run_compares_with_the_parts_of_the_first_start(sharded_runs, name):
+    first, resumed = (
+        json.loads((sharded_runs / f"{name} in 2" / place / "frozen.json").read_text())
+        for place in ("checkpoint-2", ".")
+    )
+
+    assert resumed["step"] > first["step"]
+    assert {**resumed, "step": 0} == {**first, "step": 0}
 
 
 def test_a_sharded_run_that_gathers_leaves_the_model_it_trained(sharded_runs):

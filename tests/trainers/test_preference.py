@@ -14,7 +14,7 @@ PAIRS = [{"prompt": f"{n} + 1 =", "chosen": f" {n + 1}", "rejected": f" {n}"} fo
 
 @pytest.fixture
 def dpo(model, tokenizer, tmp_path):
-    def make(using=None, **changes):
+    def make(using=None, *, eval_rows=None, **changes):
         values = {
             "expert": "math",
             "output_dir": str(tmp_path / "run"),
@@ -33,6 +33,7 @@ def dpo(model, tokenizer, tmp_path):
             model=model if using is None else using,
             args=ExpertDPOConfig(**{**values, **changes}),
             train_dataset=Dataset.from_list(PAIRS),
+            eval_dataset=None if eval_rows is None else Dataset.from_list(eval_rows),
             processing_class=tokenizer,
         )
 
@@ -145,3 +146,12 @@ def test_what_cannot_be_meant_is_refused(dpo, model, tokenizer):
         ExpertDPOTrainer(model, args=ExpertDPOConfig(expert="math"), ref_model=model)
     with pytest.raises(ConfigurationError, match="load to balance"):
         dpo(router_aux_loss_coef=0.1)
+
+
+def test_prompts_that_leave_no_room_for_any_answer_are_refused_before_training(dpo):
+    with pytest.raises(ConfigurationError, match="Every prompt has max_length=3 tokens or more"):
+        dpo(max_length=3)
+    with pytest.raises(ConfigurationError, match="Every prompt has max_length=32 tokens or more"):
+        dpo(eval_rows=[{**PAIRS[0], "prompt": "1 + " * 20}])
+    # One that leaves some room is enough.
+    dpo(max_length=8).train()

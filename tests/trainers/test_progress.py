@@ -2,10 +2,11 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerState
 
 from flexolmo_hf import FlexOlmoForCausalLM, freeze_except
 from flexolmo_hf.errors import NonFiniteLossError
@@ -13,6 +14,9 @@ from flexolmo_hf.trainers.progress import ExpertProgress, ExpertProgressBar
 from tests.modeling.test_expert_sets import named_model
 from tests.trainers.conftest import TEXT
 from tests.trainers.test_expert import Watch
+
+ONE = "loss 5.568, share 0.27, bias -0.42, row 0.013"
+ALL = "share 0.60/0.40, bias 0.00/-1.00"
 
 
 def test_the_log_has_the_experts_figures(trainer, model):
@@ -51,10 +55,32 @@ def test_the_bar_shows_the_newest_figures(trainer, capsys):
     bars = [callback for callback in run.callback_handler.callbacks if isinstance(callback, ProgressCallback)]
     assert [type(bar) for bar in bars] == [ExpertProgressBar]
     run.train()
-    shown = capsys.readouterr().err
-    assert "loss=" in shown
-    assert "tok/s=" in shown
-    assert "share=" in shown
+    newest = [entry for entry in run.state.log_history if "loss" in entry][-1]
+    shown = (
+        f"loss {newest['loss']:.4g}, tok/s {newest['tokens_per_second']:.0f}, share {newest['routing_share']:.2f}, "
+        f"bias {newest['router_bias']:.2f}, row {newest['row_distance']:.2g}]"
+    )
+    assert shown in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("logs", "shown"),
+    [
+        ({"loss": 5.56789, "routing_share": 0.2689, "router_bias": -0.4219, "row_distance": 0.01281}, ONE),
+        (
+            {"routing_share_public": 0.6, "routing_share_math": 0.4, "router_bias_public": 0.0, "router_bias_math": -1},
+            ALL,
+        ),
+        ({"train_loss": 5.5}, None),
+        ({}, None),
+    ],
+    ids=["one expert", "all experts", "none of these figures", "nothing"],
+)
+def test_the_bar_says_the_figures_of_one_expert_or_of_all(logs, shown):
+    bar, texts = ExpertProgressBar(), []
+    bar.training_bar = SimpleNamespace(set_postfix_str=texts.append)
+    bar.on_log(None, TrainerState(is_world_process_zero=True), None, logs=logs)
+    assert texts == ([] if shown is None else [shown])
 
 
 def test_trackers_get_the_figures(trainer, tmp_path):

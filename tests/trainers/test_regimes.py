@@ -96,6 +96,58 @@ def test_only_the_expert_moves_on_a_device(trainer, model, changes):
     assert_only_the_expert_moved(before, {key: value.cpu() for key, value in state(model).items()})
 
 
+@pytest.mark.parametrize("name", ["fp16", "activation_offloading"])
+def test_what_has_no_effect_on_a_cpu_is_refused_there(trainer, name):
+    with pytest.raises(ConfigurationError, match=f"{name} is on, and this run is on a CPU"):
+        trainer(TEXT, **{name: True})
+
+
+def test_float16_autocast_with_scaled_gradients_moves_only_the_expert(model, input_ids):
+    before, scaler = state(model), torch.amp.GradScaler("cpu")
+    freeze_except(model, "math")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    dtypes = set()
+    model.expert_modules("math")[0].register_forward_hook(lambda *call: dtypes.add(call[-1].dtype))
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = model(input_ids, labels=input_ids).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    after = state(model)
+    assert dtypes == {torch.float16}
+    # No step was left out.
+    assert scaler.get_scale() == 2.0**16
+    assert all(value.isfinite().all() for value in after.values())
+    assert_only_the_expert_moved(before, after)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "frozen experts recomputed"])
+def test_offloading_activations_changes_no_gradient(monkeypatch, input_ids, recompute):
+    from trl.models.activation_offloading import get_act_offloading_ctx_manager
+
+    model = named_model(router_bias=True).train()
+    freeze_except(model, "math")
+    for mixture in model.mixtures:
+        mixture.recompute_frozen = recompute
+    model(input_ids, labels=input_ids).loss.backward()
+    kept = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    # TRL takes its tensors from an accelerator; here the CPU stands for one, and they are copied out and back.
+    with monkeypatch.context() as pretending:
+        pretending.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+        offloading = get_act_offloading_ctx_manager(model, use_pin_memory=False, use_streams=False)
+    with offloading:
+        loss = model(input_ids, labels=input_ids).loss
+    moved_out = [entry for entry in offloading.tracker.values() if entry[1]]
+    loss.backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert len(moved_out) > 10
+    assert found.keys() == kept.keys()
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+
+
 @pytest.mark.slow
 def test_a_compiled_run_moves_only_the_expert(trainer, model):
     before = state(model)

@@ -76,3 +76,11 @@ def test_the_reference_is_no_second_model(grpo):
 def test_an_unknown_expert_is_refused(grpo):
     with pytest.raises(UnknownExpertError):
         grpo(expert="maths")
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_a_resumed_run_keeps_its_reference_if_it_has_one(grpo, beta):
+    kept = grpo(beta=beta)._decisive_settings()
+    assert ("reference weights" in kept) == bool(beta)
+    assert kept["reference"] == ("anchor" if beta else "auto")
+    assert {"temperature", "num_generations"} < kept.keys()

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from flexolmo_hf import ExpertGRPOConfig, ExpertGRPOTrainer
-from flexolmo_hf.errors import NoCheckpointError, ResumeMismatchError
+from flexolmo_hf.errors import FrozenMovedError, NoCheckpointError, ResumeMismatchError
 from flexolmo_hf.trainers.resume import is_complete, last_complete_checkpoint, recognise_rows
 from tests.test_documents import ROOT
 from tests.trainers.conftest import TEXT
@@ -116,27 +117,21 @@ def test_a_checkpoint_that_lacks_a_part_is_refused_by_its_path_too(trainer, save
         trainer(TEXT).train(resume_from_checkpoint=str(saved))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_training_by_rewards_keeps_its_reference_if_it_has_one(model, tokenizer, tmp_path, beta):
-    args = ExpertGRPOConfig(
-        expert="math",
-        output_dir=str(tmp_path),
-        beta=beta,
-        num_generations=2,
-        per_device_train_batch_size=2,
-        use_cpu=True,
-    )
-    rows = Dataset.from_list([{"prompt": "1 + 1 ="}] * 4)
-    run = ExpertGRPOTrainer(
-        model=model, reward_funcs=lambda **given: [], args=args, train_dataset=rows, processing_class=tokenizer
-    )
-    assert ("reference weights" in run._decisive_settings()) == bool(beta)
-    assert run._decisive_settings()["reference"] == ("anchor" if beta else "auto")
-    assert {"temperature", "num_generations"} < run._decisive_settings().keys()
-
-
 def test_no_place_is_written_down(trainer, saved, tmp_path):
     assert str(tmp_path) not in (saved / "run.json").read_text()
+
+
+def test_a_checkpoint_whose_frozen_weights_were_changed_is_refused_before_a_step(trainer, saved):
+    (shared,) = saved.glob("model-shared-*.safetensors")
+    with safe_open(shared, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(shared)
+    tensors["model.embed_tokens.weight"][3] += 1
+    save_file(tensors, shared, metadata)
+    run = trainer(TEXT)
+    with pytest.raises(FrozenMovedError, match=r"embed_tokens.* whoever wrote to its checkpoint"):
+        run.train(resume_from_checkpoint=str(saved))
+    assert run.state.global_step == 0
 
 
 def test_the_folder_of_another_model_is_refused(trainer, model):

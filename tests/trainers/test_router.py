@@ -206,6 +206,14 @@ def test_freezing_works_with_any_trainer(model, tokenizer, tmp_path):
 # The data.
 
 
+def test_rows_that_a_function_of_the_caller_makes_into_text_need_no_column(model, tokenizer, tmp_path):
+    rows = {name: Dataset.from_list([{"body": name}] * 4) for name in NAMES}
+    args = RouterSFTConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, report_to="none")
+    run = RouterSFTTrainer(model, args, rows, formatting_func=lambda row: row["body"], processing_class=tokenizer)
+
+    assert letters_of(run, tokenizer) == dict.fromkeys("pmc", 4)
+
+
 def letters_of(trainer, tokenizer):
     return Counter(tokenizer.decode(row)[0] for row in trainer.train_dataset["input_ids"])
 
@@ -305,7 +313,7 @@ def test_the_loss_is_the_plain_loss_and_both_z_losses(tuning, model):
     torch.testing.assert_close(found, plain + 0.5 * router_z + 0.25 * lm_z, atol=1e-4, rtol=1e-5)
 
 
-def test_the_log_has_every_experts_share_and_how_far_the_rows_have_moved(tuning):
+def test_the_log_has_every_experts_share_and_bias_and_how_far_the_rows_have_moved(tuning, model):
     run = tuning(logging_steps=1)
     run.train()
     logged = [entry for entry in run.state.log_history if "loss" in entry]
@@ -315,6 +323,16 @@ def test_the_log_has_every_experts_share_and_how_far_the_rows_have_moved(tuning)
         assert sum(entry[f"routing_share_{name}"] for name in NAMES) == pytest.approx(1, abs=1e-3)
         assert entry["tokens_per_second"] > 0
     assert 0 < logged[0]["row_distance"] < logged[-1]["row_distance"]
+    for at, name in enumerate(NAMES):
+        now = sum(layer.gate.bias[at].item() for layer in model.mixtures) / len(model.mixtures)
+        assert logged[-1][f"router_bias_{name}"] == pytest.approx(now, abs=1e-5)
+    assert logged[-1]["router_bias_public"] == 0
+
+
+def test_without_biases_none_are_logged(tuning, tokenizer):
+    run = tuning(using=mixture(tokenizer, router_bias=False), logging_steps=1)
+    run.train()
+    assert not [key for entry in run.state.log_history for key in entry if "bias" in key]
 
 
 def test_the_papers_values_are_the_defaults(tmp_path):
