@@ -48,7 +48,8 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
         "layers.*.mlp.experts.*.up_proj": "colwise",
         "layers.*.mlp.experts.*.down_proj": "rowwise",
     }
-    base_model_ep_plan = None
+    # Whole experts on several processes: a style of `expert_parallel`.
+    base_model_ep_plan = {"layers.*.mlp": "whole_experts"}
 
     num_experts_per_tok: int = 0
     expert_names: list[str] = field(default_factory=list)

@@ -15,6 +15,7 @@ from torch import nn
 
 from flexolmo_hf.errors import ExpertNotLoadedError, ExpertRowsError, ExpertsChangedError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.expert_parallel import refuse_spread
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import parse_expert_set
 from flexolmo_hf.modeling.selection import RowNames, Selection, read_rows, select
@@ -75,7 +76,13 @@ class ExpertSets:
         return self.expert_names.index(name)
 
     def expert_modules(self, name: str) -> list[nn.Module]:
-        """Return the feed-forward network of one expert in each layer, first layer first."""
+        """Return the feed-forward network of one expert in each layer, first layer first.
+
+        Raises:
+            UnknownExpertError, ExpertNotLoadedError: As `expert_position`.
+            ConfigurationError: If the experts are spread over processes.
+        """
+        refuse_spread(self.mixtures, "give out the weights of an expert")
         index = str(self.expert_indices[self.expert_position(name)])
         return [mixture.experts[index] for mixture in self.mixtures]
 

@@ -18,6 +18,7 @@ from flexolmo_hf.errors import (
 )
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.expert_parallel import refuse_spread
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.download import fetch_part
 from flexolmo_hf.modeling.files.locate import looks_like_a_repository, named_errors
@@ -100,8 +101,10 @@ class LiveExperts(ExpertSets):
             AnchorMismatchError: If it was trained beside another public model. The shared weights are hashed for it.
             DuplicateExpertError, InvalidExpertNameError: If an expert of that name is in memory, or it is no name.
             NotAPackageError, DamagedFileError, NonFiniteTensorError: If the package cannot be trusted.
-            ConfigurationError: If the model is quantised, offloaded, or one of its experts is being trained.
+            ConfigurationError: If the model is quantised, offloaded or spread over processes, or one of its experts is
+                being trained.
         """
+        refuse_spread(self.mixtures, "take in another expert")
         type(self).package_adder(self, package, name)
 
     def new_expert(self, name: str, like: str = PUBLIC, *, row: Any = None, bias_start: float | None = None) -> None:
@@ -263,6 +266,7 @@ class LiveExperts(ExpertSets):
 
     def _refuse_special_weights(self) -> None:
         self._refuse_while_training()
+        refuse_spread(self.mixtures, "take in another expert")
         if getattr(self, "hf_quantizer", None) is not None or any(m.gate.weight.is_meta for m in self.mixtures):
             raise ConfigurationError(
                 "Experts cannot be inserted into a model that is quantised or offloaded.",

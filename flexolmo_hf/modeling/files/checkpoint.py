@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from flexolmo_hf.errors import ConfigurationError, IncompleteCheckpointError, NotFlexOlmoError, UnexpectedTensorError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.expert_parallel import ExpertParallel, is_spread, refuse_spread
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.download import LocalPart, local_part, name_after
 from flexolmo_hf.modeling.files.layout import files_by_expert, remove_single_file
@@ -98,7 +99,7 @@ def renumber(state_dict: Mapping[str, torch.Tensor], indices: list[int]) -> dict
     return {renamed(key): tensor for key, tensor in state_dict.items()}
 
 
-class NamedExpertCheckpoint(ExpertSets):
+class NamedExpertCheckpoint(ExpertParallel, ExpertSets):
     """`from_pretrained` and `save_pretrained` for named experts; differs from upstream in what is refused."""
 
     config: FlexOlmoConfig
@@ -139,7 +140,7 @@ class NamedExpertCheckpoint(ExpertSets):
         if found not in (None, FlexOlmoConfig.model_type):
             raise NotFlexOlmoError(found)
         part = local_part(path, kwargs)
-        absent = set() if part.config is None else absent_experts(part.config)
+        absent = set() if part.config is None else absent_experts(part.config, kwargs.get("distributed_config"))
         options = {"output_loading_info": True, **part.keywords}
         with named_errors(part.path, subfolder), only_needed_files(absent):
             model, report = super().from_pretrained(part.path, *model_args, **options)  # type: ignore[misc]
@@ -150,6 +151,9 @@ class NamedExpertCheckpoint(ExpertSets):
         model._check_public_bias()
         # While the model was made its tensors had no place, and neither had what was resolved for its set in force.
         model._experts_in_memory_changed(model.active_experts)
+        if is_spread(model.mixtures):
+            # Nothing can learn there, so a call outside `torch.no_grad` is not to ask for gradients.
+            model.requires_grad_(False)
         if part.path is not None:
             model.router_base = read_router_base(Path(part.path) / subfolder, model.expert_names)
         return (model, report) if output_loading_info else model
@@ -177,7 +181,11 @@ class NamedExpertCheckpoint(ExpertSets):
             save_directory: The folder to write.
             state_dict: As upstream: what to save instead of the model's own state.
             **kwargs: As upstream.
+
+        Raises:
+            ConfigurationError: If the experts are spread over processes.
         """
+        refuse_spread(self.mixtures, "be saved")
         if self.config.router_bias:
             logger.warning_once(
                 "This checkpoint carries router biases, which stock transformers and vLLM do not read. "
@@ -232,9 +240,9 @@ class NamedExpertCheckpoint(ExpertSets):
         config.active_experts = None if active == names else active
         return config
 
-    def _expect_absent_experts(self) -> None:
-        """Let loading pass over the tensors of experts that this model was told to leave out."""
-        if absent := absent_experts(self.config):
+    def _expect_absent_experts(self, distributed_config: Any = None) -> None:
+        """Let loading pass over the tensors of experts that this model was told to leave out, here or everywhere."""
+        if absent := absent_experts(self.config, distributed_config):
             self._keys_to_ignore_on_load_unexpected = absent
 
     def _check_public_bias(self) -> None:

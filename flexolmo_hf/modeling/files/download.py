@@ -71,7 +71,9 @@ def local_part(path: Any, keywords: Mapping[str, Any]) -> LocalPart:
     config = _given_settings(keywords.get("config"), {**_for_settings(hub), **chosen})
     if looks_like_a_repository(path):
         repository = path
-        path = fetch_part(repository, config=config, variant=keywords.get("variant"), **chosen, **hub)
+        parallel = keywords.get("distributed_config")
+        variant = keywords.get("variant")
+        path = fetch_part(repository, config=config, variant=variant, distributed_config=parallel, **chosen, **hub)
     if config is None:
         subfolder = keywords.get("subfolder") or ""
         with named_errors(path, subfolder):
@@ -80,7 +82,12 @@ def local_part(path: Any, keywords: Mapping[str, Any]) -> LocalPart:
 
 
 def fetch_part(
-    repository: str, *, config: FlexOlmoConfig | None = None, variant: str | None = None, **options: Any
+    repository: str,
+    *,
+    config: FlexOlmoConfig | None = None,
+    variant: str | None = None,
+    distributed_config: Any = None,
+    **options: Any,
 ) -> Path:
     """Download what is needed of a repository, unless the cache has it, and nothing else.
 
@@ -91,6 +98,7 @@ def fetch_part(
         repository: ``owner/name`` on the Hub.
         config: Settings that say which experts are wanted; default the repository's own.
         variant: As upstream: the infix of weight files of another dtype.
+        distributed_config: As `from_pretrained` takes it: it can leave experts to other processes.
         **options: ``active_experts``, to override what the repository's settings say, and what upstream's
             `from_pretrained` takes to find a file: ``revision``, ``subfolder``, ``token``, ``cache_dir``,
             ``local_files_only``, ``force_download``, ``proxies``, ``tqdm_class``.
@@ -116,7 +124,7 @@ def fetch_part(
         if (found := model_type_of(folder, subfolder)) != FlexOlmoConfig.model_type:
             raise NotFlexOlmoError(found)
         config = config or FlexOlmoConfig.from_pretrained(folder, subfolder=subfolder, **chosen)
-        _fetch_weights(repository, config, variant, options)
+        _fetch_weights(repository, config, variant, absent_experts(config, distributed_config), options)
         cached_file(repository, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **options)
     return folder
 
@@ -138,14 +146,16 @@ def _fetch_settings(repository: str, options: Mapping[str, Any]) -> Path:
     return Path(file).parents[len(PurePosixPath(options["subfolder"]).parts)]
 
 
-def _fetch_weights(repository: str, config: FlexOlmoConfig, variant: str | None, options: Mapping[str, Any]) -> None:
+def _fetch_weights(
+    repository: str, config: FlexOlmoConfig, variant: str | None, absent: set[str], options: Mapping[str, Any]
+) -> None:
     single, index = weight_files(config, variant)
     if single is not None:
         found = cached_file(repository, single, _raise_exceptions_for_missing_entries=index is None, **options)
         if found is not None or index is None:
             return
     weight_map = read_weight_map(Path(cached_file(repository, index, **options)))
-    cached_files(repository, sorted(files_needed(weight_map, absent_experts(config))), **options)
+    cached_files(repository, sorted(files_needed(weight_map, absent)), **options)
 
 
 def _given_settings(given: Any, options: Mapping[str, Any]) -> FlexOlmoConfig | None:

@@ -12,6 +12,7 @@ from transformers.modeling_utils import _add_variant
 
 from flexolmo_hf.errors import DamagedFileError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.expert_parallel import held_indices
 from flexolmo_hf.modeling.files.locate import INDEX_FILE, SINGLE_FILE
 from flexolmo_hf.modeling.files.upstream_hook import UpstreamHook
 
@@ -19,9 +20,17 @@ from flexolmo_hf.modeling.files.upstream_hook import UpstreamHook
 _PLAIN_FILE = re.compile(r"[^/\\*?\[\]]+\.safetensors")
 
 
-def absent_experts(config: FlexOlmoConfig) -> set[str]:
-    """Return patterns that find the keys of experts a model of this configuration does not hold; none if it has all."""
-    absent = sorted(set(range(config.num_experts)) - set(config.loaded_indices))
+def absent_experts(config: FlexOlmoConfig, distributed_config: Any = None) -> set[str]:
+    """Return patterns that find the keys of experts this process does not hold; none if it has all.
+
+    Args:
+        config: The model's configuration.
+        distributed_config: As `from_pretrained` takes it: it can leave experts to other processes.
+
+    Raises:
+        ConfigurationError: If these experts cannot be spread as it says.
+    """
+    absent = sorted(set(range(config.num_experts)) - set(held_indices(config, distributed_config)))
     return {rf"\.mlp\.experts\.({'|'.join(map(str, absent))})\."} if absent else set()
 
 

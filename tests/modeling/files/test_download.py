@@ -121,6 +121,11 @@ def online(place, commit, hub):
         folder = fetch_part("lab/merged", active_experts=TWO, cache_dir=place / "fifth-cache")
         return {"commit": folder.name, "files": sorted(path.name for path in folder.iterdir())}
 
+    def fetched_for_one_process():
+        options = {"active_experts": TWO, "distributed_config": {"tp_size": 2, "ep_size": 2}}
+        part = local_part("lab/merged", {**options, "cache_dir": place / "tenth-cache"})
+        return {"files": sorted(path.name for path in part.path.iterdir())}
+
     def shadowed():
         shutil.copytree(merged, "lab/shards")
         return compared("lab/shards", merged)
@@ -148,6 +153,7 @@ def online(place, commit, hub):
             "lab/merged", merged, load=direct, config="lab/narrow", cache_dir=place / "sixth-cache"
         ),
         "fetched alone": fetched_alone,
+        "fetched for one process": fetched_for_one_process,
         "tag": lambda: compared("lab/merged", place / "merged-v1", revision="v1"),
         "commit": lambda: compared("lab/merged", place / "merged-v1", revision=commit, load=direct, **cold),
         "moving": lambda: compared("lab/moving", merged, load=direct),
@@ -339,6 +345,12 @@ def test_a_part_can_be_downloaded_without_being_loaded(seen):
 
     assert files == WANTED == seen.downloaded("fetched alone")
     assert seen.results["fetched alone"]["commit"] == seen.hub.repositories["lab/merged"].commit("main")
+
+
+def test_a_process_downloads_no_expert_that_another_one_holds(seen):
+    own = [file for file in WANTED if file != expert_file("math")]
+
+    assert seen.results["fetched for one process"]["files"] == own == seen.downloaded("fetched for one process")
 
 
 @pytest.mark.parametrize("phase", ["tag", "commit"])
