@@ -6,6 +6,7 @@ in a layer, and on a CPU they took as long as attention's scores. Anything but p
 Shape letters: ... any leading dimensions, H width.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,7 +29,10 @@ class FlexOlmoRMSNorm(upstream.FlexOlmoRMSNorm):
             output = super().forward(hidden_states)
         elif torch.is_grad_enabled() and (hidden_states.requires_grad or weight.requires_grad):
             output, _ = _RMSNorm.apply(hidden_states, weight, self.variance_epsilon)
+        elif hidden_states.shape[-2:-1] == (1,):
+            output = _of_one_token(hidden_states, weight, self.variance_epsilon)
         elif hidden_states.numel() < _SMALL:
+            # To the bit what upstream gives.
             output = F.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
         else:
             output = (hidden_states * _scale(hidden_states, self.variance_epsilon)).mul_(weight)
@@ -38,12 +42,27 @@ class FlexOlmoRMSNorm(upstream.FlexOlmoRMSNorm):
 def _is_plain(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
+        # Tensors without values are of another type.
+        and type(hidden) is torch.Tensor
         # Parameters that are sharded over processes are of another type.
         and type(weight) is nn.Parameter
         and hidden.device.type == "cpu"
         and hidden.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _of_one_token(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    # In decoding each operation waits for its own code, since the weights have driven all else out of the caches.
+    width = hidden.shape[-1]
+    # The root of a sum of squares, to which the epsilon belongs: sqrt(H) times the root mean square.
+    length = torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), _least_length(width, epsilon))
+    return (hidden * weight).div_(length).mul_(width**0.5)
+
+
+@lru_cache
+def _least_length(width: int, epsilon: float) -> torch.Tensor:
+    return torch.tensor((width * epsilon) ** 0.5, device="cpu")
 
 
 def _scale(hidden: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -1,12 +1,15 @@
 """Plain experts on a CPU without gradient: what they compute one by one, with less around the products.
 
 With few tokens the products read their weights at the speed of memory, so the small steps between them count: the
-experts' inner activations are computed in one piece, and no module is called in between. With many tokens fresh memory
-counts, which a CPU maps page by page: the experts write into the same buffers, one after the other.
+experts' inner activations are computed in one piece, and no module is called in between. With one token, as in
+decoding, even a view counts, since the weights have driven everything else out of the cores' caches: what is written
+into stays from layer to layer, cut into views. With many tokens fresh memory counts, which a CPU maps page by page: the
+experts write into the same buffers, one after the other.
 
 Shape letters: N tokens, H hidden, F feed-forward width, S the tokens of all experts, one expert after the other.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -75,6 +78,8 @@ def mix(
     Returns:
         The mixture's output, ``(N, H)``; zero where a token has no expert.
     """
+    if positions_S is None and len(tokens_NH) == 1:
+        return _one_token(tokens_NH[0], weights, activation, shares_S1)
     if positions_S is None and sum(counts) <= _TOKENS_AT_ONCE:
         outputs = _run(_Buffers(tokens_NH, weights[0], sum(counts)), [tokens_NH] * len(weights), weights, activation)
         return outputs.mul_(shares_S1).view(len(weights), *tokens_NH.shape).sum(0)
@@ -119,6 +124,48 @@ class _Buffers:
         self.outputs_SH = tokens_NH.new_empty((size, hidden))
 
 
+class _OneToken(threading.local):
+    """What the experts of a layer write into when one token is decoded, for as long as their shape does not change.
+
+    Every thread has its own, since a model may be run by several.
+    """
+
+    def __init__(self) -> None:
+        self.shape: Any = None
+
+    def take(self, token_H: torch.Tensor, weights: Sequence[Weights]) -> "_OneToken":
+        """Make the buffers fit, and return them."""
+        # Memory from inference mode may only be written there.
+        shape = (len(weights), weights[0].gate_FH.shape, token_H.dtype, torch.is_inference_mode_enabled())
+        if shape != self.shape:
+            buffers = _Buffers(token_H.unsqueeze(0), weights[0], len(weights))
+            both = buffers.gates_ups_S2F
+            self.gates_ups = [None] * len(weights) if both is None else list(both)
+            self.all_gates, self.all_ups, self.all_outputs = buffers.gates_SF, buffers.ups_SF, buffers.outputs_SH
+            self.gates, self.ups, self.outputs = list(self.all_gates), list(self.all_ups), list(self.all_outputs)
+            self.shape = shape
+        return self
+
+
+_ONE_TOKEN = _OneToken()
+
+
+def _one_token(
+    token_H: torch.Tensor, weights: Sequence[Weights], activation: Any, shares_S1: torch.Tensor
+) -> torch.Tensor:
+    at = _ONE_TOKEN.take(token_H, weights)
+    for of_expert, both, gates, ups in zip(weights, at.gates_ups, at.gates, at.ups, strict=True):
+        if both is not None and of_expert.gate_up is not None:
+            torch.mv(of_expert.gate_up, token_H, out=both)
+        else:
+            torch.mv(of_expert.gate_FH, token_H, out=gates)
+            torch.mv(of_expert.up_FH, token_H, out=ups)
+    _activate(activation, at.all_gates, at.all_ups)
+    for of_expert, inner, outputs in zip(weights, at.gates, at.outputs, strict=True):
+        torch.mv(of_expert.down_HF, inner, out=outputs)
+    return torch.mm(shares_S1.T, at.all_outputs)
+
+
 def _run(
     buffers: _Buffers, pieces: Sequence[torch.Tensor], weights: Sequence[Weights], activation: Any
 ) -> torch.Tensor:
@@ -134,14 +181,18 @@ def _run(
         for piece, of_expert, gates, ups in zip(pieces, weights, gates_of, ups_of, strict=True):
             multiply(piece, of_expert.gate_FH, out=gates)
             multiply(piece, of_expert.up_FH, out=ups)
-    if isinstance(activation, nn.SiLU | SiLUActivation):
-        inner_SF = F.silu(gates_SF, inplace=True).mul_(ups_SF)
-    else:
-        inner_SF = activation(gates_SF).mul_(ups_SF)
+    inner_SF = _activate(activation, gates_SF, ups_SF)
     inner_of, outputs_of = inner_SF.split_with_sizes(counts), outputs_SH.split_with_sizes(counts)
     for inner, of_expert, outputs in zip(inner_of, weights, outputs_of, strict=True):
         multiply(inner, of_expert.down_HF, out=outputs)
     return outputs_SH
+
+
+def _activate(activation: Any, gates_SF: torch.Tensor, ups_SF: torch.Tensor) -> torch.Tensor:
+    """Write ``activation(gates) * ups`` over the gates, and return them."""
+    if isinstance(activation, nn.SiLU | SiLUActivation):
+        return F.silu(gates_SF, inplace=True).mul_(ups_SF)
+    return torch.mul(activation(gates_SF), ups_SF, out=gates_SF)
 
 
 def _groups(counts: Sequence[int]) -> Iterator[slice]:
