@@ -192,10 +192,12 @@ def page(study: Study) -> str:
         {settings.owner_bytes / 1e6:.1f} MB of its owner's. Only the start of the owners' routers differs. Held-out bits
         per byte of the merged model with all experts active; lower is better. Written by
         `python -m benchmarks.router_choices` with {encoder}; one seed, so small differences mean nothing."""
-    end = "Biases that are dropped at inference were there in training."
+    end = "Biases that are dropped at inference were there in training. "
     if any("tuned" in title for title in study.results):
-        end += """ Tuning sees public documents only: for each owner, `select_proxy` chooses those that look like its
+        end += """Tuning sees public documents only: for each owner, `select_proxy` chooses those that look like its
         texts."""
+    else:
+        end += "What tuning the router brings is measured by [the mini study](../study.md)."
     rows = [
         f"| {title} | {' | '.join(f'{row[name]:.3f}' for name in DOMAINS)} | {sum(row.values()) / len(row):.3f} |"
         for title, row in study.results.items()

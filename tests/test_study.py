@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,12 +18,19 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 pytest.importorskip("trl")
 
+from benchmarks import router_choices
+from benchmarks.flexmix_mini import claims, measuring, plots
 from benchmarks.flexmix_mini import steps as listed
 from benchmarks.flexmix_mini.__main__ import needed_for
-from benchmarks.flexmix_mini.place import SETTINGS, Place
+from benchmarks.flexmix_mini.levers import tried
+from benchmarks.flexmix_mini.place import LOCK, SETTINGS, Place
 from benchmarks.flexmix_mini.running import Step, run_steps, skipped
 from benchmarks.flexmix_mini.settings import FULL, SMOKE
-from flexolmo_hf.errors import ConfigurationError
+from benchmarks.flexmix_mini.tables import METHODS, Scores
+from flexolmo_hf.errors import ConfigurationError, DownloadError
+from flexolmo_hf.evaluation.bits_per_byte import BitsPerByte
+from flexolmo_hf.evaluation.intervals import bootstrap
+from flexolmo_hf.evaluation.optout.figure import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,6 +79,136 @@ def test_the_page_holds_every_method_and_the_papers_figures(study):
         assert said in page, said
     for image in ("methods", "optout", "routing", "experts"):
         assert (study / "study" / f"{image}.png").stat().st_size > 5_000
+
+
+def test_every_method_of_the_first_table_is_measured_with_every_seed():
+    names = [step.name for step in listed.all_steps(FULL, cache=None, encoder="folder")]
+    for seed in FULL.seeds:
+        beginning = f"score-t1-{seed}-"
+        assert {name.removeprefix(beginning) for name in names if name.startswith(beginning)} == set(METHODS), seed
+
+
+def test_every_model_of_a_seed_is_trained_with_it():
+    steps = {step.name: step for step in listed.all_steps(FULL, cache=None, encoder="folder")}
+    for seed in FULL.seeds:
+        of_seed = {step.arguments["seed"] for name, step in steps.items() if name.endswith(f"-t1-{seed}")}
+        assert of_seed == {seed}
+        for label in METHODS:
+            used = json.dumps(steps[f"score-t1-{seed}-{label}"].arguments["model"])
+            assert label == "public" or f'-{seed}"' in used, label
+
+
+def test_the_page_says_how_many_seeds_a_comparison_has(study):
+    page = (study / "study.md").read_text("utf8").splitlines()
+    compared = [line for line in page if line.startswith("| Four experts:")]
+    assert len(compared) > 10
+    assert all(line.rstrip(" |").endswith("; 2 seeds") for line in compared)
+    assert "over 2 seeds" in " ".join(page)
+
+
+def test_a_difference_below_that_between_seeds_is_too_close_to_tell():
+    def scores(bits):
+        return Scores({"public": [BitsPerByte(bits + document, 1000, 300) for document in range(5)]})
+
+    def verdict(*others):
+        seeds = [{"FlexOlmo": scores(2000.0), "BTX": scores(bits)} for bits in others]
+        return claims._compared("Four experts", seeds, ("FlexOlmo", "BTX")).holds
+
+    assert verdict(2300.0, 2301.0, 2302.0) is True
+    # The seeds of one of the two are apart, though those of the method are not.
+    assert verdict(2300.0, 2100.0, 2700.0) is None
+
+    once = {"BTX": scores(2000.0), "soup": scores(2300.0), "FlexOlmo": scores(1800.0)}
+    of_method = [once, {"FlexOlmo": scores(2300.0)}]
+    assert claims._compared("Four experts", of_method, ("BTX", "soup")).holds is None
+    assert claims._compared("Four experts", [once], ("BTX", "soup")).holds is True
+
+
+def test_every_number_of_experts_per_token_is_in_the_table(study):
+    page = (study / "study.md").read_text("utf8")
+    assert "| experts per token | 1 | 2 | 3 | 4 |" in page
+    names = [step.name for step in listed.all_steps(FULL, cache=None, encoder=None)]
+    used = [name.removeprefix("score-t2-0-top-") for name in names if name.startswith("score-t2-0-top-")]
+    assert used == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+def test_the_opt_out_matrix_is_in_the_numbers_with_its_intervals(study):
+    numbers = json.loads((study / "study" / "results.json").read_text("utf8"))["opt-out"]
+    names = ["public", *SMOKE.owners]
+    assert list(numbers) == ["all experts", *(f"without {name}" for name in names)]
+    matrix = claims.opt_out_of(Place(study, SMOKE))
+    for label, row in numbers.items():
+        assert list(row) == names
+        for data, cell in row.items():
+            interval = bootstrap(matrix.documents[label][data])
+            assert cell["bits per byte"] == pytest.approx(
+                [matrix.bits(label, data), interval.low, interval.high], abs=1e-5
+            )
+            change = matrix.bits(label, data) / matrix.bits("all experts", data) - 1
+            assert cell["change"][0] == pytest.approx(change, abs=1e-5)
+            assert cell["change"][1] <= cell["change"][0] <= cell["change"][2]
+
+
+def test_the_figure_of_opting_out_has_the_marks_of_the_command(study, tmp_path):
+    drawn = draw(claims.opt_out_of(Place(study, SMOKE)), tmp_path / "optout.png")
+
+    assert (study / "study" / "optout.png").read_bytes() == drawn.read_bytes()
+
+
+def test_the_figure_of_routing_shows_every_layer(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    shares = {
+        "experts": ["public", "math", "code"],
+        "domains": ["public", "math"],
+        "weight": [[[0.5, 0.3, 0.2]] * 5] * 2,
+    }
+
+    plots._routing(tmp_path / "routing.png", shares)
+
+    titles = [axis.get_title("left") for axis in drawn[0].axes if axis.get_title("left")]
+    assert titles == [f"layer {number}" for number in (1, 2, 3, 4, 5)]
+
+
+def test_the_cache_of_data_packages_reaches_every_step_that_reads_one(study, tmp_path):
+    steps = listed.all_steps(FULL, cache="somewhere", encoder=None)
+    readers = {step.name: step.arguments["cache"] for step in steps if "cache" in step.arguments}
+    assert set(readers.values()) == {"somewhere"}
+    assert set(readers) == {"corpus", *(step.name for step in steps if step.name.startswith("tasks-"))}
+
+    with pytest.raises(DownloadError):
+        measuring.tasks(Place(study, SMOKE), model={"folder": "public"}, cache=str(tmp_path))
+
+
+def test_the_smallest_study_tunes_routers_on_as_few_tokens_as_the_rest_of_it():
+    assert tried(SMOKE.levers)["router tuning on half the tokens"] == {"tuning_tokens": 2_048}
+    assert tried(FULL.levers)["router tuning on four times the tokens"] == {"tuning_tokens": 800_000}
+
+
+def test_a_second_study_in_the_same_folder_is_refused(study):
+    before = sorted((path, path.stat().st_mtime_ns) for path in study.rglob("*") if path.name != LOCK)
+
+    with Place(study, SMOKE).alone():
+        done = run(study, "--smoke")
+
+    assert done.returncode == 1
+    assert done.stderr.rstrip().splitlines()[-1] == (
+        "Another study is running in 'out'. Wait until it ends, or give another --output."
+    )
+    assert sorted((path, path.stat().st_mtime_ns) for path in study.rglob("*") if path.name != LOCK) == before
+    with Place(study, SMOKE).alone():
+        pass
+
+
+def test_the_page_about_where_a_router_starts_is_written_from_its_numbers():
+    folder = ROOT / "docs" / "benchmarks"
+    results = json.loads((folder / "router_choices.json").read_text("utf8"))
+    measured = SimpleNamespace(settings=router_choices.STUDY, encoder="folder", results=results)
+
+    assert router_choices.page(measured) == (folder / "router_choices.md").read_text("utf8")
+    assert "(../study.md)" in router_choices.page(measured)
+    tuned = SimpleNamespace(**vars(measured) | {"results": results | {"router tuned": results["neutral rows"]}})
+    assert "study.md" not in router_choices.page(tuned)
 
 
 def test_a_study_goes_on_where_it_ended(study):
@@ -145,7 +283,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_next_run_finishes(copied, study)
 
 
 def test_a_folder_refuses_the_settings_of_another_study(study):
-    before = sorted((path, path.stat().st_mtime_ns) for path in study.rglob("*"))
+    before = sorted((path, path.stat().st_mtime_ns) for path in study.rglob("*") if path.name != LOCK)
 
     done = run(study)
 
@@ -158,7 +296,7 @@ def test_a_folder_refuses_the_settings_of_another_study(study):
     assert "heads" in said
     assert "batch" not in said.replace("batch is 8 there and 4 here", "")
     assert "--output" in said
-    assert sorted((path, path.stat().st_mtime_ns) for path in study.rglob("*")) == before
+    assert sorted((path, path.stat().st_mtime_ns) for path in study.rglob("*") if path.name != LOCK) == before
 
 
 def test_one_changed_lever_is_refused_and_named_alone(tmp_path):

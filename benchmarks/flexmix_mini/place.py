@@ -5,9 +5,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from benchmarks.flexmix_mini.settings import StudySettings
 from flexolmo_hf.errors import ConfigurationError
@@ -15,6 +18,8 @@ from flexolmo_hf.evaluation.data.corpus import Corpus
 
 #: The file with the settings that a folder's results are of.
 SETTINGS = "settings.json"
+#: The file that a running study holds.
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,26 @@ class Place:
                     shutil.rmtree(left)
                 else:
                     left.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other studies out of the folder: two would remove what each other is writing.
+
+        Raises:
+            ConfigurationError: If one is running there.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ConfigurationError(
+                f"Another study is running in {self.root.name!r}.", "Wait until it ends, or give another --output."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def keep_settings(self) -> None:
         """Note the settings in a folder that has no note, and refuse one that was begun with others.

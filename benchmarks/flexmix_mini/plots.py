@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.flexmix_mini.claims import ALL, by_experts, opt_out_rows, routing_of
+from benchmarks.flexmix_mini.claims import by_experts, opt_out_of, routing_of
 from benchmarks.flexmix_mini.place import Place
-from benchmarks.flexmix_mini.tables import Row, Scores, change
-from flexolmo_hf.evaluation.figures import COLOURS, DIVERGING, MARKERS, SEQUENTIAL, figure, save
+from benchmarks.flexmix_mini.tables import Row
+from flexolmo_hf.evaluation.figures import COLOURS, MARKERS, SEQUENTIAL, figure, save
+from flexolmo_hf.evaluation.optout.figure import draw
 
 
 def draw_all(place: Place, folder: Path, table_1: Sequence[Row], table_2: Sequence[Row]) -> None:
     """Draw every figure of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     _methods(folder / "methods.png", table_1, table_2)
-    _opt_out(folder / "optout.png", opt_out_rows(place))
+    draw(opt_out_of(place), folder / "optout.png")
     _routing(folder / "routing.png", routing_of(place))
     _experts(folder / "experts.png", by_experts(place))
 
@@ -45,42 +46,23 @@ def _methods(path: Path, table_1: Sequence[Row], table_2: Sequence[Row]) -> None
         save(drawn, path)
 
 
-def _opt_out(path: Path, rows: dict[str, Scores]) -> None:
-    labels = [label for label in rows if label != ALL]
-    domains = list(rows[ALL].documents)
-    table = np.array([[100 * change(rows[label], rows[ALL], name)[0] for name in domains] for label in labels])
-    with figure(7.5, 4.8) as (drawn, axis):
-        most = np.abs(table).max()
-        shown = axis.imshow(table, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
-        _write(axis, table, most, "{:+.1f}")
-        axis.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
-        axis.set_yticks(range(len(labels)), labels)
-        axis.spines[:].set_visible(False)
-        axis.set_title("Change of bits per byte when an expert is left out, %")
-        drawn.colorbar(shown, ax=axis)
-        save(drawn, path)
-
-
 def _routing(path: Path, found: dict[str, Any]) -> None:
-    weight = np.array(found["weight"])
-    layers = [0, weight.shape[1] // 2, weight.shape[1] - 1]
-    with figure(9.5, 3.9, ncols=3, sharey=True) as (drawn, axes):
-        for axis, layer in zip(axes, layers, strict=True):
-            shown = axis.imshow(100 * weight[:, layer], cmap=SEQUENTIAL, vmin=0, vmax=100, aspect="auto")
-            _write(axis, 100 * weight[:, layer], 100, "{:.0f}", dark_below=0.5)
+    percent = 100 * np.array(found["weight"])
+    layers = percent.shape[1]
+    with figure(8, 3.4 * ((layers + 1) // 2), nrows=(layers + 1) // 2, ncols=2, sharey=True) as (drawn, axes):
+        for axis in axes.flat[layers:]:
+            axis.set_axis_off()
+        for layer, axis in enumerate(axes.flat[:layers]):
+            shown = axis.imshow(percent[:, layer], cmap=SEQUENTIAL, vmin=0, vmax=100, aspect="auto")
+            for (row, column), share in np.ndenumerate(percent[:, layer]):
+                colour = "white" if share < 50 else "black"
+                axis.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=7)
             axis.set_xticks(range(len(found["experts"])), found["experts"], rotation=60, ha="right")
             axis.set_yticks(range(len(found["domains"])), found["domains"])
             axis.spines[:].set_visible(False)
             axis.set_title(f"layer {layer + 1}")
         drawn.colorbar(shown, ax=axes, label="share of routing weight, %")
         save(drawn, path)
-
-
-def _write(axis: Any, table: np.ndarray, most: float, text: str, *, dark_below: float | None = None) -> None:
-    for (row, column), value in np.ndenumerate(table):
-        on_dark = value < dark_below * most if dark_below is not None else abs(value) > 0.6 * most
-        colour = "white" if on_dark else "black"
-        axis.text(column, row, text.format(value), ha="center", va="center", color=colour, fontsize=7)
 
 
 def _experts(path: Path, table: Sequence[tuple[int, float]]) -> None:

@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.flexmix_mini.claims import Claim, claims
+from benchmarks.flexmix_mini.claims import Claim, by_experts, claims, opt_out_of
 from benchmarks.flexmix_mini.cost import cost_table, costs, hours
-from benchmarks.flexmix_mini.levers import MEASURED, TRIED
+from benchmarks.flexmix_mini.levers import MEASURED, tried
 from benchmarks.flexmix_mini.measuring import PUBLIC
 from benchmarks.flexmix_mini.place import Place
 from benchmarks.flexmix_mini.plots import draw_all
@@ -15,6 +15,7 @@ from benchmarks.flexmix_mini.reading import READING
 from benchmarks.flexmix_mini.tables import METHODS, Row, Scores, rows_of, scores_of
 from flexolmo_hf.evaluation.bits_per_byte import together
 from flexolmo_hf.evaluation.intervals import bootstrap
+from flexolmo_hf.evaluation.optout.matrix import OptOutMatrix
 
 # Steps whose results are kept beside the page as they are: small, and without text.
 _IN_NUMBERS = ("ladder-", "lever-", "btm-settings", "prompt-choices", "routing-", "tasks-")
@@ -56,10 +57,12 @@ def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] =
         _ladder(place),
         "## Opting out",
         f"![Leave-one-out]({link}/optout.png)",
+        f"Bits per byte and change of every cell, with their intervals, are in [results.json]({link}/results.json).",
         "## Routing",
         f"![Routing shares]({link}/routing.png)",
         "## Experts per token",
         f"![Experts per token]({link}/experts.png)",
+        _experts(place),
         *_ensemble(place),
         *_trials(place),
         *_choices(place),
@@ -100,9 +103,9 @@ def _introduction(place: Place) -> str:
 
 
 def _about(place: Place) -> str:
-    return f"""Owners: {", ".join(place.settings.table_1)}. Mean and standard deviation over seeds where a method was
-        trained with several; the public model is the same for all. The last column is the paper's average over its
-        tasks."""
+    return f"""Owners: {", ".join(place.settings.table_1)}. Mean and standard deviation over
+        {len(place.settings.seeds)} seeds; the public model is the same for all. The last column is the paper's average
+        over its tasks."""
 
 
 def _table(rows: Sequence[Row], paper: int) -> str:
@@ -131,7 +134,8 @@ def _cell(row: Row, name: str, best: float) -> str:
 
 def _claims(checked: Sequence[Claim]) -> str:
     about = """A comparison's interval is of 95% over documents, paired, with the first seed that has both; what it does
-        not tell apart from nothing, or is nearer than two deviations between seeds, is called too close to tell."""
+        not tell apart from nothing, or is nearer than two deviations between seeds, of either or of FlexOlmo, is called
+        too close to tell."""
     lines = ["| claim | domains | mixed documents | figures (bits per byte) |", "|---|---|---|---|"]
     said = {True: "holds", False: "**does not hold**", None: "too close to tell", "": ""}
     lines += [f"| {c.text} | {said[c.holds]} | {said[c.mixed]} | {c.figures} |" for c in checked]
@@ -161,6 +165,13 @@ def _ladder(place: Place) -> str:
     return _prose(about) + "\n\n" + "\n".join(lines)
 
 
+def _experts(place: Place) -> str:
+    table = by_experts(place)
+    used, averages = [str(used) for used, _ in table], [f"{average:.3f}" for _, average in table]
+    lines = [f"| experts per token | {' | '.join(used)} |", f"|---|{'---|' * len(used)}"]
+    return "\n".join([*lines, f"| mean of domains | {' | '.join(averages)} |"])
+
+
 def _ensemble(place: Place) -> list[str]:
     if not place.is_done("btm-settings"):
         return []
@@ -171,7 +182,7 @@ def _ensemble(place: Place) -> list[str]:
 
 
 def _trials(place: Place) -> list[str]:
-    done = [label for label in TRIED if place.is_done(f"lever-{label}")]
+    done = [label for label in tried(place.settings.levers) if place.is_done(f"lever-{label}")]
     if not done:
         return []
     about = """Each row changes one choice of the study, for two owners on half the tokens; test text was never
@@ -250,6 +261,7 @@ def _write_numbers(
         "settings": _plain(place),
         "table 1": {str(seed): numbers(found) for seed, found in zip(place.settings.seeds, by_seed, strict=False)},
         "table 2": numbers(table_2),
+        "opt-out": _opt_out_numbers(opt_out_of(place)),
         "claims": [
             {
                 "claim": claim.text,
@@ -267,6 +279,20 @@ def _write_numbers(
         },
     }
     file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf8")
+
+
+def _opt_out_numbers(matrix: OptOutMatrix) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Return the whole matrix: each cell, and how far it is from that of all experts, as value, low and high."""
+
+    def of_cell(label: str, data: str) -> dict[str, list[float]]:
+        cell, change = matrix.interval(label, data), matrix.change(label, data)
+        whole = {
+            "bits per byte": (matrix.bits(label, data), cell.low, cell.high),
+            "change": (change.value, change.interval.low, change.interval.high),
+        }
+        return {what: [round(float(value), 5) for value in values] for what, values in whole.items()}
+
+    return {label: {data: of_cell(label, data) for data in matrix.data} for label in matrix.sets}
 
 
 def _ends(found: Scores, name: str) -> list[float]:

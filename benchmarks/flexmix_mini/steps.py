@@ -10,12 +10,12 @@ from benchmarks.flexmix_mini.proxies import proxies
 from benchmarks.flexmix_mini.running import Step
 from benchmarks.flexmix_mini.settings import StudySettings
 from flexolmo_hf.errors import MissingExtraError
+from flexolmo_hf.evaluation.baselines.ablations import ABLATIONS
 
 PUBLIC = "public"
 ROWS = ("rows-hidden-states", "rows-contrast")
 #: Variants whose experts are trained anew, by the names of `ABLATIONS`; the first is the method.
 METHOD = "FlexOlmo"
-EXPERTS_PER_TOKEN = (1, 2, 4)
 TRAINED_VARIANTS = ("no bias", "random rows, no bias", "hidden-state rows")
 
 
@@ -33,18 +33,16 @@ def all_steps(settings: StudySettings, *, cache: str | None, encoder: str | None
         *_beginning(settings, cache, encoder),
         *_models(settings.table_1, first),
         *_models([owner for owner in settings.owners if owner not in settings.table_1], first),
-        *_table(settings, settings.table_1, first, "t1"),
-        *_table(settings, settings.owners, first, "t2"),
-        *_analysis(settings),
-        *_again(settings, others[:1]),
-        *_variants(settings, TRAINED_VARIANTS),
-        *_again(settings, others[1:]),
-        *_joint(settings),
+        *_table(settings.table_1, first, "t1"),
+        *_table(settings.owners, first, "t2"),
+        *_analysis(settings, cache),
+        *_others(settings, first),
         *_ensembles(settings),
-        *_trials(),
-        *_variants(settings, ("encoder rows",)),
-        *_prompted(settings),
+        *_trials(settings),
         *_running(settings),
+        *_choices(settings),
+        *(step for seed in others for step in _again(settings, seed)),
+        *(step for seed in settings.seeds for step in _prompted(settings, seed)),
     ]
 
 
@@ -88,34 +86,38 @@ def _expert(variant: str, owner: str, seed: int, needs: tuple[str, ...]) -> Step
     return Step(name, training.expert, needs, arguments, writes=writes)
 
 
-def _again(settings: StudySettings, seeds: Sequence[int]) -> Iterator[Step]:
-    """Repeat the first table's main rows with other seeds."""
-    for seed in seeds:
-        yield from _models(settings.table_1, seed)
-        yield from _table(settings, settings.table_1, seed, "t1", again=True)
+def _again(settings: StudySettings, seed: int) -> Iterator[Step]:
+    """Repeat the first table with another seed, but for prompt routing."""
+    yield from _models(settings.table_1, seed)
+    yield from _table(settings.table_1, seed, "t1")
+    yield from _others(settings, seed)
+
+
+def _others(settings: StudySettings, seed: int) -> Iterator[Step]:
+    """Do what the first table has beyond the second and trains by itself."""
+    yield from _variants(settings, TRAINED_VARIANTS, seed)
+    yield from _joint(settings, seed)
+    yield from _variants(settings, ("encoder rows",), seed)
 
 
 def _score(of: str, owners: Sequence[str], label: str, needs: tuple[str, ...], model: dict[str, Any]) -> Step:
     return Step(f"score-{of}-{label}", measuring.score, needs, {"model": model, "owners": list(owners)})
 
 
-def _table(
-    settings: StudySettings, owners: tuple[str, ...], seed: int, table: str, *, again: bool = False
-) -> Iterator[Step]:
+def _table(owners: tuple[str, ...], seed: int, table: str) -> Iterator[Step]:
     """Merge and measure everything with one seed for the owners of one of the paper's tables."""
     made = {"owners": list(owners), "seed": seed}
     of = f"{table}-{seed}"
-    dense = tuple(f"dense-{owner}-{seed}" for owner in owners)
+    members, dense = _members(owners, seed)
     yield _score(of, owners, PUBLIC, (PUBLIC,), {"folder": PUBLIC})
     yield from _merged(made, of, METHOD)
-    yield from _tuned(made, of)
-    members = {PUBLIC: PUBLIC} | {owner: f"dense-{owner}-{seed}" for owner in owners}
+    yield from _dropped(made, of)
+    for label in (name for name, variant in ABLATIONS.items() if variant.tuned):
+        yield from _tuned(made, of, label)
     yield _score(of, owners, "BTM top-2", dense, {"kind": "btm", "members": members, "top_k": 2})
     soup = f"soup-{of}"
     yield Step(soup, training.soup, dense, made | {"into": soup}, writes=_models_of(soup))
     yield _score(of, owners, "soup", (soup,), {"folder": soup})
-    if again:
-        return
     for owner in owners:
         name = f"dense-{owner}-{seed}"
         yield _score(of, owners, f"dense {owner}", (name,), {"folder": name})
@@ -139,10 +141,14 @@ def _merged(made: dict[str, Any], of: str, variant: str) -> Iterator[Step]:
     yield _score(of, made["owners"], variant, (merged,), {"folder": merged})
 
 
-def _tuned(made: dict[str, Any], of: str) -> Iterator[Step]:
-    merged, tuned, dropped = f"merged-{METHOD}-{of}", f"tuned-{METHOD}-{of}", f"dropped-{METHOD}-{of}"
+def _tuned(made: dict[str, Any], of: str, label: str) -> Iterator[Step]:
+    merged, tuned = f"merged-{METHOD}-{of}", f"tuned-{METHOD}-{of}"
     yield _tuning(tuned, (merged, "proxies"), made | {"merged": merged})
-    yield _score(of, made["owners"], "router tuning", (tuned,), {"folder": tuned})
+    yield _score(of, made["owners"], label, (tuned,), {"folder": tuned})
+
+
+def _dropped(made: dict[str, Any], of: str) -> Iterator[Step]:
+    merged, dropped = f"merged-{METHOD}-{of}", f"dropped-{METHOD}-{of}"
     without = made | {"variant": METHOD, "into": dropped, "bias": False}
     yield Step(dropped, training.merge, (merged,), without, writes=_models_of(dropped))
     yield _score(of, made["owners"], "bias dropped", (dropped,), {"folder": dropped})
@@ -152,9 +158,9 @@ def _tuning(into: str, needs: tuple[str, ...], made: dict[str, Any]) -> Step:
     return Step(into, training.tune, needs, made | {"into": into}, writes=(*_models_of(into), f"runs/{into}"))
 
 
-def _variants(settings: StudySettings, variants: Sequence[str]) -> Iterator[Step]:
+def _variants(settings: StudySettings, variants: Sequence[str], seed: int) -> Iterator[Step]:
     """Train, merge and measure what is left of the method without one of its ideas."""
-    seed, owners = settings.seeds[0], settings.table_1
+    owners = settings.table_1
     for variant in variants:
         needs = ("rows-encoder",) if variant == "encoder rows" else ROWS
         for owner in owners:
@@ -162,9 +168,9 @@ def _variants(settings: StudySettings, variants: Sequence[str]) -> Iterator[Step
         yield from _merged({"owners": list(owners), "seed": seed}, f"t1-{seed}", variant)
 
 
-def _joint(settings: StudySettings) -> Iterator[Step]:
+def _joint(settings: StudySettings, seed: int) -> Iterator[Step]:
     """Train on everybody's text together."""
-    seed, owners = settings.seeds[0], settings.table_1
+    owners = settings.table_1
     for matched in ("compute", "data"):
         name = f"moe-{matched}-t1-{seed}"
         arguments = {"owners": list(owners), "seed": seed, "matched": matched, "into": name}
@@ -172,7 +178,7 @@ def _joint(settings: StudySettings) -> Iterator[Step]:
         yield _score(f"t1-{seed}", owners, f"unrestricted MoE, same {matched}", (name,), {"folder": name})
 
 
-def _analysis(settings: StudySettings) -> Iterator[Step]:
+def _analysis(settings: StudySettings, cache: str | None) -> Iterator[Step]:
     """Look closer at the models: opting out, routing, and where it is lost."""
     owners, seed = list(settings.owners), settings.seeds[0]
     of = f"t2-{seed}"
@@ -190,26 +196,37 @@ def _analysis(settings: StudySettings) -> Iterator[Step]:
         yield Step(alone, training.dense, (PUBLIC,), frozen, writes=_models_of(alone))
         needs = (f"tuned-{four}", f"bound-{four}", f"dense-{owner}-{seed}", alone)
         yield Step(f"ladder-{owner}", measuring.ladder, needs, arguments | {"table": "t1"})
-    for used in EXPERTS_PER_TOKEN:
+    # With one more they are all in use, as they are in the row of router tuning.
+    for used in range(1, len(owners) + 1):
         model = {"folder": tuned, "num_experts_per_tok": used}
         arguments = {"model": model, "owners": owners}
         yield Step(f"score-{of}-top-{used}", measuring.score, (tuned,), arguments)
     if settings.questions:
         for label, model, after in _with_tasks(settings, merged, tuned):
-            yield Step(f"tasks-{label}", measuring.tasks, after, {"model": model})
+            yield Step(f"tasks-{label}", measuring.tasks, after, {"model": model, "cache": cache})
 
 
-def _prompted(settings: StudySettings) -> Iterator[Step]:
+def _prompted(settings: StudySettings, seed: int) -> Iterator[Step]:
     """Measure prompt routing, last: a chat model thirty times as large reads every text."""
-    seed, owners = settings.seeds[0], settings.table_1
     if settings.prompt_routing:
-        members = {PUBLIC: PUBLIC} | {owner: f"dense-{owner}-{seed}" for owner in owners}
-        dense = tuple(f"dense-{owner}-{seed}" for owner in owners)
+        owners, (members, dense) = settings.table_1, _members(settings.table_1, seed)
         model = {"kind": "prompt routing", "members": members}
         step = _score(f"t1-{seed}", owners, "prompt routing", dense, model)
         yield replace(step, lacks=_lacking_chat_model())
+
+
+def _choices(settings: StudySettings) -> Iterator[Step]:
+    """Ask the chat model of prompt routing alone: what it answers is the same with every seed."""
+    if settings.prompt_routing:
+        members, dense = _members(settings.table_1, settings.seeds[0])
         asked = {"members": members}
         yield Step("prompt-choices", measuring.choices, dense, asked, lacks=_lacking_chat_model())
+
+
+def _members(owners: Sequence[str], seed: int) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return an ensemble's models by name, and the steps that train its dense ones."""
+    dense = {owner: f"dense-{owner}-{seed}" for owner in owners}
+    return {PUBLIC: PUBLIC} | dense, tuple(dense.values())
 
 
 def _running(settings: StudySettings) -> Iterator[Step]:
@@ -220,7 +237,7 @@ def _running(settings: StudySettings) -> Iterator[Step]:
         folders = {PUBLIC: PUBLIC, "soup": f"soup-{of}", METHOD: f"merged-{METHOD}-{of}"}
         if table == "t1":
             folders |= {"BTX": f"btx-{of}", "no coordination": f"plugged-{of}"}
-        members = {PUBLIC: PUBLIC} | {owner: f"dense-{owner}-{seed}" for owner in owners}
+        members, _ = _members(owners, seed)
         models: dict[str, dict[str, Any]] = {label: {"folder": folder} for label, folder in folders.items()}
         models |= {
             "BTM top-2": {"kind": "btm", "members": members, "top_k": 2},
@@ -234,13 +251,13 @@ def _running(settings: StudySettings) -> Iterator[Step]:
 def _ensembles(settings: StudySettings) -> Iterator[Step]:
     """Try BTM's settings on validation text."""
     owners, seed = list(settings.table_1), settings.seeds[0]
-    dense = tuple(f"dense-{owner}-{seed}" for owner in owners)
+    _, dense = _members(owners, seed)
     yield Step("btm-settings", measuring.weigh_ensemble, dense, {"owners": owners, "seed": seed})
 
 
-def _trials() -> Iterator[Step]:
+def _trials(settings: StudySettings) -> Iterator[Step]:
     needs = (*ROWS, "proxies")
-    for label, changes in levers.TRIED.items():
+    for label, changes in levers.tried(settings.levers).items():
         folder = label.replace(" ", "-")
         arguments = {"changes": changes, "folder": folder}
         yield Step(f"lever-{label}", levers.try_levers, needs, arguments, writes=(f"levers/{folder}",))
@@ -248,8 +265,7 @@ def _trials() -> Iterator[Step]:
 
 def _with_tasks(settings: StudySettings, merged: str, tuned: str) -> Iterator[tuple[str, dict, tuple[str, ...]]]:
     seed = settings.seeds[0]
-    members = {PUBLIC: PUBLIC} | {owner: f"dense-{owner}-{seed}" for owner in settings.owners}
-    dense = tuple(f"dense-{owner}-{seed}" for owner in settings.owners)
+    members, dense = _members(settings.owners, seed)
     yield PUBLIC, {"folder": PUBLIC}, (PUBLIC,)
     yield METHOD, {"folder": merged}, (merged,)
     yield "router tuning", {"folder": tuned}, (tuned,)

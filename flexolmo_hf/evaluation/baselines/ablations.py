@@ -22,7 +22,7 @@ class Ablation:
         bias: Whether routers have the negative bias.
         coordinated: Whether experts are trained beside the frozen public one. Else owners train dense models, whose
             feed-forward networks are plugged in.
-        tuned: Whether the merged model's router is tuned on proxy data.
+        tuned: Whether whoever merges then tunes the router on proxy data. Owners train the same either way.
 
     Raises:
         ConfigurationError: If choices contradict each other.

@@ -30,7 +30,7 @@ class Separability:
     Attributes:
         domains: Their names.
         confusion_DD: Texts of each domain (row) that were taken for each (column), int.
-        encoder: What embedded them; a folder by its last component.
+        encoder: What embedded them, in words; an encoder in a folder by the folder's name.
     """
 
     domains: tuple[str, ...]
@@ -134,4 +134,5 @@ def _tfidf(texts: Sequence[str]) -> Encode:
 def _name(encoder: Any) -> str:
     if encoder is None:
         return TFIDF
-    return Path(encoder).name if isinstance(encoder, (str, Path)) else type(encoder).__name__
+    # Many encoders lie in a folder that is called "model", which alone would be read as something else.
+    return f"encoder {Path(encoder).name if isinstance(encoder, (str, Path)) else type(encoder).__name__!r}"

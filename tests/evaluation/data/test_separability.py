@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -30,9 +32,16 @@ def test_given_encoder_is_the_one_that_judges(corpus):
     # The text about a square has equal shares of both directions; the centroid of cooking lies nearer to the diagonal.
     found = separability(corpus, by_letter)
 
-    assert found.encoder == "function"
+    assert found.encoder == "encoder 'function'"
     assert found.confusion_DD.sum(axis=1).tolist() == [3, 3]
     assert found.accuracy["cooking"] == 1.0
+
+
+@pytest.mark.parametrize("given", ["some/where/model", Path("some/where/model")], ids=["str", "Path"])
+def test_an_encoder_in_a_folder_is_called_an_encoder(corpus, monkeypatch, given):
+    monkeypatch.setattr(module, "open_encoder", lambda encoder: by_letter)
+
+    assert separability(corpus, given).encoder == "encoder 'model'"
 
 
 def test_a_domain_of_unlike_texts_has_a_centroid_as_long_as_any(corpus):
