@@ -76,6 +76,7 @@ _HOMES = {
     "run_offline": "evaluation.suite.offline.run",
     "run_suite": "evaluation.suite.run",
     "select_proxy": "routing.proxy",
+    "suite_questions": "evaluation.suite.questions",
     "to_low_rank": "composition.compress",
     "train_btx": "evaluation.baselines.btx",
     "train_dense": "evaluation.baselines.dense",

