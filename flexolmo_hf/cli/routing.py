@@ -14,7 +14,7 @@ def embed(
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the embedding: NAME.npy or NAME.safetensors.")],
     encoder: Annotated[
         str, typer.Option(help="A sentence-transformers model, folder or Hub repository; or self, for the anchor.")
-    ],
+    ] = "self",
     anchor: Annotated[
         str | None, typer.Option(help="The public model, dense or FlexOlmo: it says how long a row is.")
     ] = None,

@@ -99,6 +99,7 @@ def test_the_seed_of_the_anchor_is_the_default(encoder):
 
 
 MISUSES = {
+    "nothing but texts": ([], "--anchor or --hidden-size"),
     "no length": (["--encoder", "ENCODER"], "--anchor or --hidden-size"),
     "two lengths": (["--encoder", "ENCODER", "--anchor", "DENSE", "--hidden-size", "64"], "--anchor or --hidden-size"),
     "another seed than the anchor's": (
@@ -130,11 +131,10 @@ def test_a_misuse_ends_with_code_2_and_one_sentence_and_writes_nothing(encoder, 
     assert tree(place) == before
 
 
-def test_a_missing_encoder_is_asked_for(place):
-    result = run("texts.jsonl", "-o", "math.npy", "--anchor", "DENSE")
+def test_without_an_encoder_the_anchor_is_it(place):
+    succeed("texts.jsonl", "-o", "math.npy", "--anchor", "DENSE")
 
-    assert result.exit_code == 2
-    assert "--encoder" in result.output
+    assert load_embedding("math.npy").projection.encoder == "self"
 
 
 def test_the_example_starts_a_model_from_the_rows_of_two_domains(place):
