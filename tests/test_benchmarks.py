@@ -23,7 +23,8 @@ from benchmarks.inference.worker import Bench
 from flexolmo_hf import FlexOlmoForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_TIME = {"load_s": 1.0, "ready_s": 1.0, "peak": 1.0, "growth": 1.0}
+TIMES = ("load_s", "ready_s", "disk_load_s", "disk_ready_s")
+NO_TIME = {**dict.fromkeys(TIMES, 1.0), "peak": 1.0, "growth": 1.0}
 
 
 class Inside(Bench):
@@ -72,9 +73,9 @@ def met(measured):
     part = 3 / 8
     for entry in results["speed"]:
         entry.update(ours=2.0, stock=2.0, limit=1.801)
-    ours = {"load_s": 1.0, "ready_s": 1.0, "peak": 2.0 * weights["total"], "growth": 1.149 * weights["total"]}
-    results["memory"]["medians"] = {"ours": ours, "subset": {**ours}, "stock": {**ours}}
-    for key in ("load_s", "ready_s", "growth"):
+    ours = dict.fromkeys(TIMES, 1.0) | {"peak": 2.0 * weights["total"], "growth": 1.149 * weights["total"]}
+    results["memory"]["medians"] = {"ours": ours, "subset": {**ours}, "stock": {**ours, "load_s": 8.01}}
+    for key in (*TIMES, "growth"):
         results["memory"]["medians"]["subset"][key] = 1.149 * part * ours[key]
     results["parts"].update(all=1.0, loaded=1.149 * part, switched=1.149 * part)
     results["rows"].update(one=1.0, two=1.049, four=1.049)
@@ -94,6 +95,14 @@ def test_being_faster_than_stock_is_enough(met):
 
 def spoil_peak(results):
     results["memory"]["medians"]["ours"]["growth"] *= 1.01
+
+
+def spoil_load(results):
+    results["memory"]["medians"]["stock"]["load_s"] = 7.99
+
+
+def spoil_disk(results):
+    results["memory"]["medians"]["subset"]["disk_ready_s"] *= 1.01
 
 
 def spoil_part(results):
@@ -193,7 +202,9 @@ def test_all_goals_can_be_met(met):
 
 
 @pytest.mark.parametrize(
-    "spoil", [spoil_speed, spoil_peak, spoil_part, spoil_rows, spoil_switch, spoil_bandwidth], ids=lambda f: f.__name__
+    "spoil",
+    [spoil_speed, spoil_load, spoil_disk, spoil_peak, spoil_part, spoil_rows, spoil_switch, spoil_bandwidth],
+    ids=lambda f: f.__name__,
 )
 def test_a_goal_that_is_missed_says_so_on_the_page(met, spoil):
     spoil(met)
