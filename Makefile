@@ -67,7 +67,7 @@ bench-inference: setup ## Measure speed and memory of inference against stock, i
 bench-train: setup ## Measure speed and memory of training an expert against stock, in about five minutes
 	$(BIN)/python -m benchmarks.training
 
-study: setup ## Run the mini study in study_output/, in about an hour and a half; an interrupted one goes on
+study: setup ## Run the mini study in study_output/, in a good two hours; an interrupted one goes on
 	$(BIN)/python -m benchmarks.flexmix_mini --output study_output
 
 clean: ## Remove caches, built files and demo_output/; .venv and the fetched data stay

@@ -32,6 +32,9 @@ from flexolmo_hf.evaluation.bits_per_byte import BitsPerByte
 from flexolmo_hf.evaluation.intervals import bootstrap
 from flexolmo_hf.evaluation.optout.figure import draw
 
+# The first test waits for a whole study of the smallest size, which a busy machine draws out.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
