@@ -138,7 +138,7 @@ class FlexOlmoMixture(nn.Module):
     def _dense(
         self, hidden_BTH: torch.Tensor, weights_BTA: torch.Tensor, experts: Sequence[Any], selection: Selection | None
     ) -> torch.Tensor:
-        weights = on_cpu.plain_weights(experts, hidden_BTH.device)
+        weights = on_cpu.plain_weights(experts, hidden_BTH)
         if weights is not None:
             return _dense_on_cpu(hidden_BTH, weights_BTA, experts[0].act_fn, weights, selection)
         # The input keeps its batch dimension, which per-sample gradients need. Where rows differ, an expert sees only
@@ -270,14 +270,14 @@ def _one_by_one(
         used = [experts[expert] for _, expert in chosen]
         weights_K1 = weights_NK[0] if len(chosen) == per_token else weights_NK[0, [slot for slot, _ in chosen]]
         weights_K1 = weights_K1.unsqueeze(-1)
-        plain = on_cpu.plain_weights(used, tokens_NH.device)
+        plain = on_cpu.plain_weights(used, tokens_NH)
         if plain is not None:
             return on_cpu.mix(tokens_NH, plain, used[0].act_fn, [1] * len(used), None, weights_K1)
         outputs_KH = torch.cat([run(expert, tokens_NH) for expert in used])
         return (outputs_KH * weights_K1).sum(0, keepdim=True).to(tokens_NH.dtype)
     order = chosen_NK.reshape(-1).argsort(stable=True)
     counts = torch.bincount(chosen_NK.reshape(-1), minlength=len(experts) + 1).tolist()
-    plain = on_cpu.plain_weights(experts, tokens_NH.device)
+    plain = on_cpu.plain_weights(experts, tokens_NH)
     if plain is not None:
         filled_S = order[: len(order) - counts.pop()]
         shares_S1 = weights_NK.reshape(-1, 1)[filled_S]

@@ -6,7 +6,6 @@ in a layer, and on a CPU they took as long as attention's scores. Anything but p
 Shape letters: ... any leading dimensions, H width.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -42,8 +41,6 @@ class FlexOlmoRMSNorm(upstream.FlexOlmoRMSNorm):
 def _is_plain(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
-        # Tensors without values are of another type.
-        and type(hidden) is torch.Tensor
         # Parameters that are sharded over processes are of another type.
         and type(weight) is nn.Parameter
         and hidden.device.type == "cpu"
@@ -56,13 +53,9 @@ def _of_one_token(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) ->
     # In decoding each operation waits for its own code, since the weights have driven all else out of the caches.
     width = hidden.shape[-1]
     # The root of a sum of squares, to which the epsilon belongs: sqrt(H) times the root mean square.
-    length = torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), _least_length(width, epsilon))
+    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+    length = torch.hypot(length, length.new_full((), (width * epsilon) ** 0.5))
     return (hidden * weight).div_(length).mul_(width**0.5)
-
-
-@lru_cache
-def _least_length(width: int, epsilon: float) -> torch.Tensor:
-    return torch.tensor((width * epsilon) ** 0.5, device="cpu")
 
 
 def _scale(hidden: torch.Tensor, epsilon: float) -> torch.Tensor:

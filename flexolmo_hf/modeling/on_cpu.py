@@ -38,20 +38,23 @@ class Weights(NamedTuple):
     gate_up: torch.Tensor | None
 
 
-def plain_weights(experts: Sequence[nn.Module], device: torch.device) -> list[Weights] | None:
+def plain_weights(experts: Sequence[nn.Module], tokens: torch.Tensor) -> list[Weights] | None:
     """Return the matrices of experts that need not be called themselves.
 
     Args:
         experts: The experts.
-        device: Where the tokens are.
+        tokens: What they are to work on.
 
     Returns:
-        Nothing where there is no CPU, or gradient, autocast or a compiler, and where an expert has a hook, an adapter,
-        or weights of another kind.
+        Nothing where there is no CPU, or gradient, autocast or a compiler, where the tokens have no values or several,
+        and where an expert has a hook, an adapter, or weights of another kind.
     """
-    if device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     if torch.is_autocast_enabled("cpu") or _forwards() != _FORWARDS:
+        return None
+    # What stands for a tensor without values, or for several, must not come into memory that outlives the call.
+    if type(tokens) is not torch.Tensor or torch._C._are_functorch_transforms_active():
         return None
     weights = [_weights_of(expert) for expert in experts]
     return None if None in weights else weights  # type: ignore[return-value]

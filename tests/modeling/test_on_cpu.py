@@ -3,10 +3,12 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flexolmo_hf.modeling import mixture as mixture_file
 from flexolmo_hf.modeling import on_cpu
@@ -23,7 +25,7 @@ def layer(model):
 
 
 def plain(experts, device=CPU):
-    return on_cpu.plain_weights(experts, device)
+    return on_cpu.plain_weights(experts, torch.empty(1, device=device))
 
 
 def expected(experts, tokens, positions, shares):
@@ -190,3 +192,64 @@ def test_what_is_joined_keeps_its_memory():
     others = [torch.full((1000, 4000), -1.0) for _ in range(4)]
     assert torch.equal(joined.both, expected_values)
     assert len(others) == 4
+
+
+def without_values(model, ids):
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        return model(fake.from_tensor(ids)).logits
+
+
+def functional(model, ids):
+    return torch.func.functionalize(lambda ids: model(ids).logits)(ids)
+
+
+def mapped(model, ids):
+    return torch.func.vmap(lambda ids: model(ids).logits)(ids.unsqueeze(0))[0]
+
+
+@pytest.mark.parametrize("run", [without_values, functional, mapped])
+@torch.no_grad()
+def test_what_stands_for_a_token_leaves_nothing_behind(run):
+    model, ids = named_model(), torch.tensor([[5]])
+    expected = model(ids).logits
+    assert run(model, ids).shape == expected.shape
+    found = model(ids).logits
+    assert type(found) is torch.Tensor
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_one_token_is_decoded_anew_each_time_whatever_was_left_in_memory():
+    models = [named_model(), named_model(per_token=2), named_model(intermediate_size=172)]
+    models += [named_model().to(torch.bfloat16), named_model().double()]
+    ids = torch.tensor([[5]])
+    expected = [model(ids).logits for model in models]
+    for _ in range(2):
+        for model, first in zip(models, expected, strict=True):
+            kept = first.clone()
+            left = on_cpu._ONE_TOKEN
+            for buffer in (left.all_gates, left.all_ups, left.all_outputs):
+                buffer.fill_(float("nan"))
+            assert torch.equal(model(ids).logits, kept)
+            assert torch.equal(first, kept)
+    with torch.inference_mode():
+        assert torch.equal(models[0](ids).logits, expected[0])
+    assert torch.equal(models[0](ids).logits, expected[0])
+
+
+@torch.no_grad()
+def test_threads_do_not_write_into_each_others_memory():
+    models = [named_model() for _ in range(4)]
+    ids = torch.tensor([[5]])
+    expected = [model(ids).logits for model in models]
+    with ThreadPoolExecutor(4) as pool:
+        same = pool.map(
+            lambda at: [torch.equal(_without_gradient(models[at], ids), expected[at]) for _ in range(50)], range(4)
+        )
+        assert all(all(of_thread) for of_thread in same)
+
+
+@torch.no_grad()
+def _without_gradient(model, ids):
+    # Whether gradient is wanted is said in each thread.
+    return model(ids).logits
