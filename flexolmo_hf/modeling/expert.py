@@ -42,6 +42,12 @@ class FlexOlmoExpert(FlexOlmoMLP):
         output: torch.Tensor = self.down_proj(gated(self.act_fn, self.gate_proj(x), self.up_proj(x)))
         return output
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "FlexOlmoExpert":
+        # What has moved is not kept for the sake of where it was.
+        self.joined = None
+        super()._apply(fn, recurse)
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what would keep this expert's memory."""
         return {**self.__dict__, "joined": None}

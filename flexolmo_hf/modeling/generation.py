@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from flexolmo_hf.errors import ConfigurationError, EmptyExpertSetError
@@ -22,6 +23,7 @@ class SetsInGeneration(ExpertSets):
     """`generate` that takes ``active_experts``."""
 
     __call__: Callable[..., Any]
+    generation_config: Any
 
     def generate(
         self, inputs: torch.Tensor | None = None, *args: Any, active_experts: Any = None, **kwargs: Any
@@ -40,8 +42,10 @@ class SetsInGeneration(ExpertSets):
 
         Raises:
             FlexOlmoError: As `forward` does.
-            ConfigurationError: If continuous batching is asked to serve a set of its own.
+            ConfigurationError: If continuous batching is asked to serve a set of its own, or a set stands in a
+                `GenerationConfig`.
         """
+        self._refuse_in_settings(kwargs.get("generation_config", args[0] if args else None))
         if kwargs.get("cache_implementation") == "paged":
             if active_experts is not None:
                 self._refuse_continuous_batching()
@@ -56,12 +60,22 @@ class SetsInGeneration(ExpertSets):
         """Generate with continuous batching as upstream does, with the set in force.
 
         Raises:
-            ConfigurationError: If a set is given, or the manager shall outlive the call: requests of all sets would
+            ConfigurationError: If a set is given, also in a `GenerationConfig`, or the manager shall outlive the call: requests of all sets would
                 share one paged cache.
         """
+        self._refuse_in_settings(kwargs.get("generation_config"), *args)
         if active_experts is not None or kwargs.get("persistent_manager"):
             self._refuse_continuous_batching()
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
+
+    def _refuse_in_settings(self, *given: Any) -> None:
+        # Upstream would take the keyword of the call for a change to these settings, and no set would reach the model.
+        for settings in (*given, self.generation_config):
+            if isinstance(settings, GenerationConfig) and getattr(settings, "active_experts", None) is not None:
+                raise ConfigurationError(
+                    "active_experts stands in a GenerationConfig, which is not where experts are chosen.",
+                    "Take it out there and give it to the call: model.generate(..., active_experts=[...]).",
+                )
 
     @staticmethod
     def _refuse_continuous_batching() -> None:

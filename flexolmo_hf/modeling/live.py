@@ -1,6 +1,5 @@
 """Experts that come and go while a model runs, each at the cost of one expert: nothing else is built or read again."""
 
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from flexolmo_hf.modeling.files.router_base import read_router_base
 from flexolmo_hf.modeling.low_rank import LowRankExpert, build_expert, tensor_shapes
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import PUBLIC, parse_expert_set
+from flexolmo_hf.modeling.stamp import Stamp
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ class LiveExperts(ExpertSets):
         Raises:
             UnknownExpertError, ExpertNotLoadedError: If there is none of that name in memory.
             EmptyExpertSetError: If no expert would remain.
-            ConfigurationError: If none of the set in force would remain, one of its experts is being trained, or it is
-                the public expert and low-rank ones are relative to it.
+            ConfigurationError: If none of the set in force would remain, the model is offloaded or one of its experts
+                being trained, or it is the public expert and low-rank ones are relative to it.
         """
         at = self.expert_position(name)
         everything, active = self.expert_names, self.active_experts
@@ -156,6 +156,12 @@ class LiveExperts(ExpertSets):
                 "Choose another set first: model.set_active_experts([...]).",
             )
         self._refuse_while_training()
+        if any(mixture.gate.weight.is_meta and hasattr(mixture.gate, "_hf_hook") for mixture in self.mixtures):
+            # Hooks would bring back the rows of all experts from the disk.
+            raise ConfigurationError(
+                "Experts cannot be removed from a model that is offloaded.",
+                f"Load it again without {name!r}: from_pretrained(..., active_experts={remaining}).",
+            )
         index = str(self.expert_indices[at])
         if index == "0":
             self._refuse_while_relative(name)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules import module as modules
 from transformers.activations import SiLUActivation
 
 from flexolmo_hf.modeling.adjacent import join_adjacent
@@ -53,10 +54,13 @@ def plain_weights(experts: Sequence[nn.Module], tokens: torch.Tensor) -> list[We
         return None
     if torch.is_autocast_enabled("cpu") or _forwards() != _FORWARDS:
         return None
+    if _GLOBAL_HOOKS[0] or _GLOBAL_HOOKS[1]:
+        return None
     # What stands for a tensor without values, or for several, must not come into memory that outlives the call.
     if type(tokens) is not torch.Tensor or torch._C._are_functorch_transforms_active():
         return None
-    weights = [_weights_of(expert) for expert in experts]
+    activation = type(experts[0].__dict__["_modules"].get("act_fn")) if experts else None
+    weights = [_weights_of(expert, activation) for expert in experts]
     return None if None in weights else weights  # type: ignore[return-value]
 
 
@@ -141,6 +145,8 @@ class _OneToken(threading.local):
         # Memory from inference mode may only be written there.
         shape = (len(weights), weights[0].gate_FH.shape, token_H.dtype, torch.is_inference_mode_enabled())
         if shape != self.shape:
+            # Whatever interrupts what follows leaves nothing that seems to fit.
+            self.shape = None
             buffers = _Buffers(token_H.unsqueeze(0), weights[0], len(weights))
             both = buffers.gates_ups_S2F
             self.gates_ups = [None] * len(weights) if both is None else list(both)
@@ -210,10 +216,14 @@ def _groups(counts: Sequence[int]) -> Iterator[slice]:
         yield slice(start, len(counts))
 
 
-def _weights_of(expert: Any) -> Weights | None:
+def _weights_of(expert: Any, activation: type | None) -> Weights | None:
     # This runs for every expert in every layer for every token: `nn.Module`'s own attribute look-up would take longer
     # than a small model's products.
     if type(expert) is not FlexOlmoExpert or not _is_untouched(expert.__dict__):
+        return None
+    # One of another kind, or with values or hooks of its own, is not that of the first.
+    function = expert.__dict__["_modules"].get("act_fn")
+    if type(function) is not activation or function.__dict__["_parameters"] or not _is_untouched(function.__dict__):
         return None
     found = []
     for name in ("gate_proj", "up_proj", "down_proj"):
@@ -237,6 +247,8 @@ def _forwards() -> tuple[Any, Any]:
 
 # Some libraries replace what a whole class does.
 _FORWARDS = _forwards()
+# And some look at every module there is.
+_GLOBAL_HOOKS = (modules._global_forward_hooks, modules._global_forward_pre_hooks)
 
 
 def _is_untouched(state: dict[str, Any]) -> bool:

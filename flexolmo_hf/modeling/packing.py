@@ -49,6 +49,8 @@ class PackedExperts:
         self.gate_up_proj = first.gate_proj.weight.new_empty((len(experts), 2 * inner, hidden)).detach()
         self.down_proj = first.down_proj.weight.new_empty((len(experts), hidden, inner)).detach()
         for expert, views in zip(experts, self._views(), strict=True):
+            # It would keep the memory that the weights leave.
+            expert.joined = None
             for weight, view in zip(_weights(expert), views, strict=True):
                 view.copy_(weight.detach())
                 # The parameter stays the same object, so optimizers and tied references keep holding it; its former

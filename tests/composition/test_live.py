@@ -115,6 +115,34 @@ def test_removing_gives_the_memory_back(place, input_ids):
     assert [ref() for ref in gone] == [None] * 6
 
 
+def kept_bytes(model):
+    """Return the bytes of memory that the experts hold, whatever holds it."""
+    held = {}
+    for expert in (expert for mixture in model.mixtures for expert in mixture.experts.values()):
+        joined = () if expert.joined is None else expert.joined.storages
+        for storage in (*(parameter.untyped_storage() for parameter in expert.parameters()), *joined):
+            held[storage.data_ptr()] = storage.nbytes()
+    return sum(held.values())
+
+
+@pytest.mark.parametrize("change", ["an expert is removed", "they become smaller"])
+@torch.no_grad()
+def test_experts_that_ran_keep_no_memory_that_they_left(place, input_ids, change):
+    model, removed = load(place / "both"), change == "an expert is removed"
+    if removed:
+        model.pack_experts()
+    logits(model, input_ids)
+    before = kept_bytes(model)
+    # What is not in force does not run again, and so would never notice.
+    model.set_active_experts(["public", "code"])
+    if removed:
+        model.remove_expert("math")
+    else:
+        model.to(torch.bfloat16)
+
+    assert kept_bytes(model) == before * (2 / 3 if removed else 1 / 2)
+
+
 def test_an_expert_comes_back_from_where_it_was(place, input_ids):
     model = load(place / "math")
     before = logits(model, input_ids)

@@ -382,6 +382,24 @@ def test_continuous_batching_serves_no_set_of_its_own(input_ids):
         model.generate_batch(input_ids.tolist(), persistent_manager=True)
 
 
+@pytest.mark.parametrize("call", ["generate", "generate_batch"])
+@pytest.mark.parametrize("where", ["given", "given first", "the model's"])
+def test_a_set_among_the_settings_of_generation_is_refused(input_ids, where, call):
+    # The host would take the keyword of the call for a change of these settings, and run all experts.
+    model, settings = named_model(), GenerationConfig(max_new_tokens=2, active_experts=["math"])
+    positional, keywords = (), {}
+    if where == "the model's":
+        model.generation_config = settings
+    elif where == "given":
+        keywords = {"generation_config": settings}
+    else:
+        positional = (settings,)
+    inputs = input_ids if call == "generate" else input_ids.tolist()
+    for sets in ({}, {"active_experts": ["public"]}):
+        with pytest.raises(ConfigurationError, match="active_experts stands in a GenerationConfig"):
+            getattr(model, call)(inputs, *positional, **keywords, **sets)
+
+
 def test_what_continuous_batching_passes_is_known():
     keywords = pytest.importorskip("transformers.generation.continuous_batching.input_outputs").PagedAttentionArgs
     refuse_unknown(keywords.__annotations__, known_arguments(FlexOlmoForCausalLM.forward))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook
 
 from flexolmo_hf.modeling import mixture as mixture_file
 from flexolmo_hf.modeling import on_cpu
@@ -99,6 +100,25 @@ def test_an_expert_that_is_not_plain_is_called_itself(input_ids):
     assert plain(layer(model))
     expert.up_proj = nn.Sequential(expert.up_proj)
     assert plain(layer(model)) is None
+
+
+@torch.no_grad()
+def test_an_activation_of_its_own_is_called(input_ids):
+    model, called = named_model(), []
+    second = layer(model)[1]
+    handle = second.act_fn.register_forward_hook(lambda *_: called.append(1))
+    assert plain(layer(model)) is None
+    model(input_ids[:1, :1])
+    assert called == [1]
+    handle.remove()
+    for other in (nn.GELU(), nn.PReLU()):
+        second.act_fn = other
+        assert plain(layer(model)) is None
+    everywhere = register_module_forward_hook(lambda *_: called.append(2))
+    second.act_fn = layer(model)[0].act_fn
+    assert plain(layer(model)) is None
+    everywhere.remove()
+    assert plain(layer(model))
 
 
 @torch.no_grad()

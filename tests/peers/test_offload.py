@@ -185,8 +185,9 @@ def test_the_page_shows_what_runs(tmp_path, monkeypatch, input_ids):
         lambda model: freeze_except(model, "math"),
         lambda model: ExpertPackage.from_model(model, "math"),
         lambda model: model.load_expert("news"),
+        lambda model: model.remove_expert("math"),
     ],
-    ids=["train", "pack", "load another"],
+    ids=["train", "pack", "load another", "remove one"],
 )
 def test_what_needs_the_weights_at_hand_is_refused_where_they_lie_on_disk(tmp_path, act):
     named_model().save_pretrained(tmp_path / "model")
