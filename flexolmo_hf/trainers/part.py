@@ -68,6 +68,7 @@ class PartTrainerMixin:
                 f"The settings are a {type(args).__name__}, which does not say what is trained.",
                 f"Give settings of the kind {self.settings_class.__name__}.",
             )
+        _refuse_without_accelerator(args)
         if isinstance(model, (str, Path)):
             model = load_to_train(model, args)
         if not isinstance(model, ExpertSets):
@@ -77,7 +78,6 @@ class PartTrainerMixin:
                 "The model is quantised, and quantised weights do not learn.",
                 "Load it without a quantization_config to train it, and quantise what comes of it.",
             )
-        _refuse_without_accelerator(args)
         return model
 
     def add_callback(self, callback: Any) -> None:
@@ -323,8 +323,13 @@ def load_to_train(path: str | Path, args: Any) -> FlexOlmoForCausalLM:
 
 def _refuse_without_accelerator(args: Any) -> None:
     """Refuse what the host would ignore on a CPU, or fail at."""
-    for name, instead in {"fp16": "bf16=True", "activation_offloading": "gradient_checkpointing=True"}.items():
-        if getattr(args, name, False) and args.device.type == "cpu":
+    # A launcher sets the precision without the setting that is its own.
+    wanted = {
+        "fp16": ("bf16=True", args.mixed_precision == "fp16"),
+        "activation_offloading": ("gradient_checkpointing=True", getattr(args, "activation_offloading", False)),
+    }
+    for name, (instead, on) in wanted.items():
+        if on and args.device.type == "cpu":
             raise ConfigurationError(
                 f"{name} is on, and this run is on a CPU, where it has no effect.",
                 f"Leave it out, use {instead}, or train on an accelerator.",

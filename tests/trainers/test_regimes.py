@@ -102,6 +102,12 @@ def test_what_has_no_effect_on_a_cpu_is_refused_there(trainer, name):
         trainer(TEXT, **{name: True})
 
 
+def test_float16_of_a_launcher_is_refused_on_a_cpu(monkeypatch, trainer):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ConfigurationError, match="fp16 is on, and this run is on a CPU"):
+        trainer(TEXT)
+
+
 def test_float16_autocast_with_scaled_gradients_moves_only_the_expert(model, input_ids):
     before, scaler = state(model), torch.amp.GradScaler("cpu")
     freeze_except(model, "math")
