@@ -93,6 +93,11 @@ def test_being_faster_than_stock_is_enough(met):
     assert all(goal.met for goal in goals(met))
 
 
+def spoil_stock(results):
+    # Near the limit, where stock is not: there is more to gain than that.
+    results["speed"][0]["stock"] = 2.09
+
+
 def spoil_peak(results):
     results["memory"]["medians"]["ours"]["growth"] *= 1.01
 
@@ -203,7 +208,17 @@ def test_all_goals_can_be_met(met):
 
 @pytest.mark.parametrize(
     "spoil",
-    [spoil_speed, spoil_load, spoil_disk, spoil_peak, spoil_part, spoil_rows, spoil_switch, spoil_bandwidth],
+    [
+        spoil_speed,
+        spoil_stock,
+        spoil_load,
+        spoil_disk,
+        spoil_peak,
+        spoil_part,
+        spoil_rows,
+        spoil_switch,
+        spoil_bandwidth,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_a_goal_that_is_missed_says_so_on_the_page(met, spoil):

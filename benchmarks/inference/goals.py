@@ -10,7 +10,7 @@ LOAD = 8
 MEMORY = 1.15
 #: A part of the experts over what its bytes let expect.
 PROPORTION = 1.15
-#: Stock's time over ours; or, where there is little left to gain, the limit's time over ours.
+#: Stock's time over ours; or, where there is little left to gain, the limit's time over both.
 SPEED, OF_LIMIT = 1.05, 0.9
 #: A set for each row over one set that reads the same bytes.
 ROWS = 1.05
@@ -63,10 +63,11 @@ def _at_most(title: str, value: float, limit: float, text: str) -> Goal:
 def _speed(results: dict[str, Any]) -> Iterator[Goal]:
     for entry in results["speed"]:
         times = entry["stock"] / entry["ours"]
-        reached = entry["limit"] / entry["ours"]
+        reached, by_stock = (entry["limit"] / entry[who] for who in ("ours", "stock"))
         title = f"{case_title(entry, results['weights']['experts'])}: stock's time / ours; share of the machine's limit"
-        goal = f"at least {SPEED}x or {OF_LIMIT:.0%}"
-        yield Goal(title, f"{times:.2f}x; {reached:.0%}", goal, times >= SPEED or reached >= OF_LIMIT)
+        goal = f"at least {SPEED}x, or {OF_LIMIT:.0%} where stock reaches it too"
+        met = times >= SPEED or min(reached, by_stock) >= OF_LIMIT
+        yield Goal(title, f"{times:.2f}x; {reached:.0%}", goal, met)
 
 
 def _memory(results: dict[str, Any]) -> Iterator[Goal]:
