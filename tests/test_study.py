@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 pytest.importorskip("datasets")
 pytest.importorskip("matplotlib")
@@ -19,14 +21,14 @@ pytest.importorskip("sklearn")
 pytest.importorskip("trl")
 
 from benchmarks import router_choices
-from benchmarks.flexmix_mini import claims, measuring, plots
+from benchmarks.flexmix_mini import claims, measuring, plots, report
 from benchmarks.flexmix_mini import steps as listed
 from benchmarks.flexmix_mini.__main__ import needed_for
 from benchmarks.flexmix_mini.levers import tried
 from benchmarks.flexmix_mini.place import LOCK, SETTINGS, Place
 from benchmarks.flexmix_mini.running import Step, run_steps, skipped
 from benchmarks.flexmix_mini.settings import FULL, SMOKE
-from benchmarks.flexmix_mini.tables import METHODS, Scores
+from benchmarks.flexmix_mini.tables import METHODS, Row, Scores, mean_difference
 from flexolmo_hf.errors import ConfigurationError, DownloadError
 from flexolmo_hf.evaluation.bits_per_byte import BitsPerByte
 from flexolmo_hf.evaluation.intervals import bootstrap
@@ -109,6 +111,16 @@ def test_the_page_says_how_many_seeds_a_comparison_has(study):
     assert "over 2 seeds" in " ".join(page)
 
 
+def test_rows_with_fewer_seeds_than_others_are_named_above_the_table(tmp_path):
+    def about(**seeds):
+        rows = [Row(label, {}, {}, count) for label, count in seeds.items()]
+        return " ".join(report._about(Place(tmp_path, FULL), rows).split())
+
+    assert "over 3 seeds; the public" in about(public=3, BTX=3)
+    assert "over 3 seeds (so far fewer: BTX 1, soup 2); the public" in about(public=3, BTX=1, soup=2)
+    assert "over 2 seeds; the public" in about(public=2)
+
+
 def test_a_difference_below_that_between_seeds_is_too_close_to_tell():
     def scores(bits):
         return Scores({"public": [BitsPerByte(bits + document, 1000, 300) for document in range(5)]})
@@ -133,6 +145,24 @@ def test_every_number_of_experts_per_token_is_in_the_table(study):
     names = [step.name for step in listed.all_steps(FULL, cache=None, encoder=None)]
     used = [name.removeprefix("score-t2-0-top-") for name in names if name.startswith("score-t2-0-top-")]
     assert used == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+def test_without_a_step_of_fewer_experts_the_page_has_no_section_about_them(copied):
+    assert report._experts(Place(copied, SMOKE), "study")[0] == "## Experts per token"
+    for file in (copied / "results").glob("score-t2-0-top-*.json"):
+        file.unlink()
+
+    assert report._experts(Place(copied, SMOKE), "study") == []
+
+
+def test_a_comparison_over_seeds_takes_each_documents_mean_over_them():
+    def scores(*bits):
+        return Scores({"math": [BitsPerByte(value, 10, 1) for value in bits]})
+
+    better, worse = [scores(1.0, 2.0), scores(5.0, 6.0)], [scores(8.0, 9.0), scores(8.0, 9.0)]
+    # Seven bits less with one seed, three with the other: five with both, in every document.
+    found = mean_difference(better, worse, ["math"])
+    assert (round(found.low, 9), round(found.high, 9)) == (-0.5, -0.5)
 
 
 def test_the_opt_out_matrix_is_in_the_numbers_with_its_intervals(study):
@@ -201,6 +231,75 @@ def test_a_second_study_in_the_same_folder_is_refused(study):
     assert sorted((path, path.stat().st_mtime_ns) for path in study.rglob("*") if path.name != LOCK) == before
     with Place(study, SMOKE).alone():
         pass
+
+
+#: A study of one step, whose worker holds a lock of its own for as long as it lives.
+HOLDING = """
+import time
+from pathlib import Path
+
+from filelock import FileLock
+
+from benchmarks.flexmix_mini.place import Place
+from benchmarks.flexmix_mini.running import Step, run_steps
+from benchmarks.flexmix_mini.settings import SMOKE
+
+
+def hold(place):
+    with FileLock(place.root / "held"):
+        (place.root / "begun").touch()
+        time.sleep(120)
+
+
+if __name__ == "__main__":
+    place = Place(Path(__file__).parent, SMOKE)
+    with place.alone():
+        run_steps(place, [Step("hold", hold)], workers=1)
+"""
+
+
+def test_the_workers_of_a_killed_study_end_with_it(tmp_path):
+    script = tmp_path / "holding.py"
+    script.write_text(HOLDING, "utf8")
+    parent = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        while not (tmp_path / "begun").exists():
+            assert parent.poll() is None
+            time.sleep(0.1)
+    finally:
+        parent.kill()
+        parent.wait()
+
+    with FileLock(tmp_path / "held", timeout=30):
+        assert not Place(tmp_path, SMOKE).is_done("hold")
+
+
+#: What the reading says of four experts: whether the first is better, on single domains and on mixed documents.
+READ = {
+    "FlexOlmo is better than public": (True, True),
+    "FlexOlmo is better than soup": (True, True),
+    "FlexOlmo is better than weighted soup": (False, None),
+    "FlexOlmo is better than no bias": (None, None),
+    "FlexOlmo is better than bias dropped": (True, True),
+    "FlexOlmo is better than encoder rows": (True, True),
+    "FlexOlmo is better than hidden-state rows": (True, True),
+    "encoder rows is better than hidden-state rows": (False, None),
+    "encoder rows is better than random rows, no bias": (None, None),
+    "no bias is better than random rows, no bias": (True, True),
+    "router tuning is better than FlexOlmo": (True, True),
+    "router tuning is better than BTM top-2": (False, False),
+    "router tuning is better than unrestricted MoE, same compute": (None, False),
+    "unrestricted MoE, same data is better than router tuning": (True, True),
+    "unrestricted MoE, same data is better than BTM top-2": (False, True),
+}
+
+
+def test_the_reading_says_what_the_studys_figures_say():
+    results = json.loads((ROOT / "docs" / "study" / "results.json").read_text("utf8"))
+    checked = {claim["claim"].removeprefix("Four experts: "): claim for claim in results["claims"]}
+
+    said = {text: (checked[text]["holds"], checked[text]["mixed"]) for text in READ}
+    assert said == READ, "The results have changed: write benchmarks/flexmix_mini/reading.py anew, then this table."
 
 
 def test_the_page_about_where_a_router_starts_is_written_from_its_numbers():

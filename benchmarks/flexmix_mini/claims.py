@@ -87,7 +87,7 @@ def _compared(
         if not domains:
             continue
         one, other = (mean(seed[label].average(domains) for seed in both) for label in pair)
-        interval = mean_difference(both[0][better], both[0][worse], domains)
+        interval = mean_difference([seed[better] for seed in both], [seed[worse] for seed in both], domains)
         near = _between_seeds(scores if repeated is None else repeated, pair, domains)
         sure = interval.low * interval.high > 0 and abs(one - other) >= near
         verdicts.append(one < other if sure else None)

@@ -9,7 +9,6 @@ from benchmarks.flexmix_mini.measuring import PUBLIC
 from benchmarks.flexmix_mini.place import Place
 from benchmarks.flexmix_mini.steps import METHOD
 from benchmarks.flexmix_mini.tables import METHODS
-from flexolmo_hf.evaluation.baselines.ablations import ABLATIONS
 
 #: Methods that hold every dense model as a whole.
 _ENSEMBLES = ("weighted soup", "BTM top-2", "BTM all", "prompt routing")
@@ -79,7 +78,7 @@ def _training(place: Place, table: str, label: str) -> list[str]:
     if label in joined or label in _ENSEMBLES:
         dense = [f"dense-{owner}-{seed}" for owner in owners]
         return dense + ([joined[label]] if label in joined else [])
-    tuned = label in ABLATIONS and ABLATIONS[label].tuned
+    tuned = label == "router tuning"
     variant = METHOD if tuned or label == "bias dropped" else label
     experts = [f"expert-{variant}-{owner}-{seed}" for owner in owners]
     return [*experts, f"merged-{variant}-{of}", *([f"tuned-{variant}-{of}"] if tuned else [])]

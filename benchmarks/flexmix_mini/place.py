@@ -24,7 +24,11 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Place:
-    """The study's folder: ``settings.json``, ``corpus``, ``models/NAME`` and ``results/NAME.json``."""
+    """The study's folder.
+
+    In it lie ``settings.json``, ``corpus``, ``tokenizer``, ``models/NAME`` and ``results/NAME.json``; ``runs``,
+    ``levers`` and ``logs``, which steps work in; ``.lock``, which a running study holds.
+    """
 
     root: Path
     settings: StudySettings

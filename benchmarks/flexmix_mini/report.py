@@ -44,7 +44,7 @@ def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] =
         _prose(_introduction(place)),
         *_not_done(missing),
         "## Four experts, as in the paper's table 1",
-        _prose(_about(place)),
+        _prose(_about(place, rows_1)),
         _table(rows_1, 0),
         "## All experts, as in table 2",
         _table(rows_2, 1),
@@ -60,9 +60,7 @@ def write_page(place: Place, page: Path, figures: Path, missing: Sequence[str] =
         f"Bits per byte and change of every cell, with their intervals, are in [results.json]({link}/results.json).",
         "## Routing",
         f"![Routing shares]({link}/routing.png)",
-        "## Experts per token",
-        f"![Experts per token]({link}/experts.png)",
-        _experts(place),
+        *_experts(place, link),
         *_ensemble(place),
         *_trials(place),
         *_choices(place),
@@ -102,10 +100,12 @@ def _introduction(place: Place) -> str:
         figures are held-out bits per byte on test documents; lower is better. This page was written by the program."""
 
 
-def _about(place: Place) -> str:
+def _about(place: Place, rows: Sequence[Row]) -> str:
+    seeds = max(row.seeds for row in rows)
+    fewer = ", ".join(f"{row.label} {row.seeds}" for row in rows if row.seeds < seeds)
     return f"""Owners: {", ".join(place.settings.table_1)}. Mean and standard deviation over
-        {len(place.settings.seeds)} seeds; the public model is the same for all. The last column is the paper's average
-        over its tasks."""
+        {seeds} seeds{f" (so far fewer: {fewer})" if fewer else ""}; the public model is the same for all. The last
+        column is the paper's average over its tasks."""
 
 
 def _table(rows: Sequence[Row], paper: int) -> str:
@@ -133,9 +133,9 @@ def _cell(row: Row, name: str, best: float) -> str:
 
 
 def _claims(checked: Sequence[Claim]) -> str:
-    about = """A comparison's interval is of 95% over documents, paired, with the first seed that has both; what it does
-        not tell apart from nothing, or is nearer than two deviations between seeds, of either or of FlexOlmo, is called
-        too close to tell."""
+    about = """A comparison's interval is of 95% over documents, paired, of their means over the seeds that have both;
+        what it does not tell apart from nothing, or is nearer than two deviations between seeds, of either or of
+        FlexOlmo, is called too close to tell."""
     lines = ["| claim | domains | mixed documents | figures (bits per byte) |", "|---|---|---|---|"]
     said = {True: "holds", False: "**does not hold**", None: "too close to tell", "": ""}
     lines += [f"| {c.text} | {said[c.holds]} | {said[c.mixed]} | {c.figures} |" for c in checked]
@@ -165,11 +165,15 @@ def _ladder(place: Place) -> str:
     return _prose(about) + "\n\n" + "\n".join(lines)
 
 
-def _experts(place: Place) -> str:
+def _experts(place: Place, link: str) -> list[str]:
     table = by_experts(place)
+    # The row of router tuning, which uses all experts, is always there; by itself it compares nothing.
+    if len(table) < 2:
+        return []
     used, averages = [str(used) for used, _ in table], [f"{average:.3f}" for _, average in table]
     lines = [f"| experts per token | {' | '.join(used)} |", f"|---|{'---|' * len(used)}"]
-    return "\n".join([*lines, f"| mean of domains | {' | '.join(averages)} |"])
+    lines.append(f"| mean of domains | {' | '.join(averages)} |")
+    return ["## Experts per token", f"![Experts per token]({link}/experts.png)", "\n".join(lines)]
 
 
 def _ensemble(place: Place) -> list[str]:

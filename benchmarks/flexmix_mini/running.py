@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -62,7 +63,7 @@ def run_steps(place: Place, steps: list[Step], *, workers: int | None = None) ->
     method = multiprocessing.get_context("spawn")
     with (
         Progress(*columns, console=console) as progress,
-        ProcessPoolExecutor(workers or os.cpu_count(), mp_context=method, initializer=_one_thread) as pool,
+        ProcessPoolExecutor(workers or os.cpu_count(), mp_context=method, initializer=_begin_worker) as pool,
     ):
         total = len(steps) - len(cannot)
         bar = progress.add_task("", total=total, completed=total - len(waiting))
@@ -92,10 +93,18 @@ def skipped(place: Place, steps: list[Step]) -> dict[str, str]:
     return found
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # The study's lock ends with the parent, however that ends: a worker that went on would write without it.
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _do(place: Place, step: Step) -> None:

@@ -10,7 +10,6 @@ from benchmarks.flexmix_mini.proxies import proxies
 from benchmarks.flexmix_mini.running import Step
 from benchmarks.flexmix_mini.settings import StudySettings
 from flexolmo_hf.errors import MissingExtraError
-from flexolmo_hf.evaluation.baselines.ablations import ABLATIONS
 
 PUBLIC = "public"
 ROWS = ("rows-hidden-states", "rows-contrast")
@@ -112,8 +111,7 @@ def _table(owners: tuple[str, ...], seed: int, table: str) -> Iterator[Step]:
     yield _score(of, owners, PUBLIC, (PUBLIC,), {"folder": PUBLIC})
     yield from _merged(made, of, METHOD)
     yield from _dropped(made, of)
-    for label in (name for name, variant in ABLATIONS.items() if variant.tuned):
-        yield from _tuned(made, of, label)
+    yield from _tuned(made, of)
     yield _score(of, owners, "BTM top-2", dense, {"kind": "btm", "members": members, "top_k": 2})
     soup = f"soup-{of}"
     yield Step(soup, training.soup, dense, made | {"into": soup}, writes=_models_of(soup))
@@ -141,10 +139,10 @@ def _merged(made: dict[str, Any], of: str, variant: str) -> Iterator[Step]:
     yield _score(of, made["owners"], variant, (merged,), {"folder": merged})
 
 
-def _tuned(made: dict[str, Any], of: str, label: str) -> Iterator[Step]:
+def _tuned(made: dict[str, Any], of: str) -> Iterator[Step]:
     merged, tuned = f"merged-{METHOD}-{of}", f"tuned-{METHOD}-{of}"
     yield _tuning(tuned, (merged, "proxies"), made | {"merged": merged})
-    yield _score(of, made["owners"], label, (tuned,), {"folder": tuned})
+    yield _score(of, made["owners"], "router tuning", (tuned,), {"folder": tuned})
 
 
 def _dropped(made: dict[str, Any], of: str) -> Iterator[Step]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -112,18 +113,29 @@ def change(after: Scores, before: Scores, domain: str) -> tuple[float, Interval]
     )
 
 
-def mean_difference(one: Scores, other: Scores, domains: Sequence[str], *, resamples: int = 2_000) -> Interval:
+def mean_difference(
+    one: Sequence[Scores], other: Sequence[Scores], domains: Sequence[str], *, resamples: int = 2_000
+) -> Interval:
     """Return the interval of the difference of two means over domains, on the same documents.
 
-    Documents are drawn anew within each domain, the same for both.
+    Documents are drawn anew within each domain, the same for both, each with its mean over the seeds.
+
+    Args:
+        one: A method's scores, one for each seed.
+        other: Another's, with the same seeds.
+        domains: What to average over.
+        resamples: How often documents are drawn.
     """
     drawn = np.random.default_rng(0)
     total = np.zeros(resamples)
     for domain in domains:
-        pairs = list(zip(one.documents[domain], other.documents[domain], strict=True))
-        bits = np.array([first.bits - second.bits for first, second in pairs])
-        sizes = np.array([first.bytes for first, _ in pairs])
-        chosen = drawn.integers(len(pairs), size=(resamples, len(pairs)))
+        bits = _bits_by_document(one, domain) - _bits_by_document(other, domain)
+        sizes = np.array([document.bytes for document in one[0].documents[domain]])
+        chosen = drawn.integers(len(bits), size=(resamples, len(bits)))
         total += bits[chosen].sum(1) / sizes[chosen].sum(1)
     low, high = np.percentile(total / len(domains), (2.5, 97.5))
     return Interval(float(low), float(high))
+
+
+def _bits_by_document(scores: Sequence[Scores], domain: str) -> Any:
+    return np.mean([[document.bits for document in seed.documents[domain]] for seed in scores], axis=0)
