@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.expert_parallel import refuse_spread
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.files.hashing import hash_tensor
 from flexolmo_hf.modeling.names import PUBLIC
@@ -107,7 +108,9 @@ def fingerprint_of(model: ExpertSets) -> AnchorFingerprint:
 
     Raises:
         ExpertNotLoadedError: If the public expert was left out at load time.
+        ConfigurationError: If the experts are spread over processes.
     """
+    refuse_spread(model.mixtures, "be fingerprinted")
     public = model.expert_position(PUBLIC)
     state = model.state_dict()  # type: ignore[attr-defined]
     rows = {layer: mixture.gate.rows()[0][public].detach() for layer, mixture in enumerate(model.mixtures)}

@@ -2,8 +2,11 @@
 
 Routers, attention and everything else are on every process, so all of them route every token alike. An expert of
 another process keeps its name, its router row and its place, but has no weights here and adds nothing to the sum.
+
+Shape letters: B batch, T tokens, H hidden.
 """
 
+import hashlib
 import os
 from typing import Any
 
@@ -16,6 +19,8 @@ from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 
 from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
+from flexolmo_hf.modeling.files.hashing import hash_tensor
+from flexolmo_hf.modeling.selection import Selection
 
 
 class ExpertElsewhere(nn.Module):
@@ -40,13 +45,13 @@ class WholeExperts(ExpertParallelLayer):
         module.experts = SpreadExperts(experts)
         group = mesh.get_group()
 
-        def sum_outputs(mixture: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
-            if output.requires_grad:
+        def sum_outputs(mixture: Any, _: Any, output_BTH: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled() and _any_learns(output_BTH, group):
                 # What comes back of the gradient would be this process's part alone.
                 refuse_spread([mixture], "compute gradients")
-            output = output.contiguous()
-            dist.all_reduce(output, group=group)
-            return output
+            output_BTH = output_BTH.contiguous()
+            dist.all_reduce(output_BTH, group=group)
+            return output_BTH
 
         module.register_forward_hook(sum_outputs)
         return module
@@ -73,10 +78,20 @@ class ExpertParallel:
 
     def _resolve_parallel_plans(self, distributed_config: Any) -> Any:
         if distributed_config.ep_size > 1 and distributed_config.tp_plan == {}:
-            # Experts alone are spread, as upstream's documentation has it; transformers 5.23 misses a plan to slice by.
+            # Experts alone are spread. TODO(transformers > 5.23): it asks for a plan to slice by, unlike its own docs.
             self.tp_plan: dict[str, str] = {}
             return {}, {}, {}
         return super()._resolve_parallel_plans(distributed_config)  # type: ignore[misc]
+
+    def _prepare_model_inputs(self, *args: Any) -> Any:
+        # Decoding of every mode starts here. A process that chose another token, or stopped earlier, would leave the
+        # others waiting for its part of a sum, or give them that of another text.
+        inputs, name, others = super()._prepare_model_inputs(*args)  # type: ignore[misc]
+        if is_spread(self.mixtures):
+            device = self.device  # type: ignore[attr-defined]
+            _refuse_different(inputs, others, device)
+            _share_random_state(device)
+        return inputs, name, others
 
     def train(self, mode: bool = True) -> Any:
         """Set the mode, as upstream.
@@ -129,6 +144,43 @@ def refuse_spread(mixtures: Any, what: str) -> None:
             f"Each process holds only its own experts of this model, which is for inference: it cannot {what}.",
             "Load it without ep_size.",
         )
+
+
+def _any_learns(output_BTH: torch.Tensor, group: Any) -> bool:
+    """Tell whether this output depends on what learns in any process: all of them refuse, or none."""
+    learning = torch.tensor(int(output_BTH.requires_grad), device=output_BTH.device)
+    dist.all_reduce(learning, group=group)
+    return bool(learning)
+
+
+def _refuse_different(inputs: torch.Tensor, others: dict[str, Any], device: torch.device) -> None:
+    given = {name: hash_tensor(value) for name, value in others.items() if isinstance(value, torch.Tensor)}
+    selection = others.get("active_experts")
+    given["sets"] = str(selection.names if isinstance(selection, Selection) else selection)
+    text = str([hash_tensor(inputs), sorted(given.items())])
+    digest = torch.tensor([*hashlib.sha256(text.encode()).digest()], device=device)
+    # The largest and the smallest, exchanged at once: every process comes to the same answer.
+    extremes = torch.stack([digest, -digest])
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    if not torch.equal(extremes[0], -extremes[1]):
+        raise ConfigurationError(
+            "The processes were given different inputs or sets of experts to generate with, but work on one batch.",
+            "Give all of them the same prompts, masks and active_experts.",
+        )
+
+
+def _share_random_state(device: torch.device) -> None:
+    """Let every process draw what the first one draws."""
+
+    def of_the_first(state: torch.Tensor) -> torch.Tensor:
+        state = state.to(device)
+        dist.broadcast(state, src=0)
+        return state.cpu()
+
+    torch.set_rng_state(of_the_first(torch.get_rng_state()))
+    if device.type != "cpu":
+        accelerator = torch.get_device_module(device)
+        accelerator.set_rng_state(of_the_first(accelerator.get_rng_state(device)), device)
 
 
 def _share_of(experts: list[Any], rank: int, processes: int) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,15 +12,20 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
-from flexolmo_hf import ExpertPackage
+from flexolmo_hf import ExpertPackage, opt_out_matrix
+from flexolmo_hf.composition.fingerprint import fingerprint_of
 from flexolmo_hf.errors import ConfigurationError
-from flexolmo_hf.trainers.freezing import freeze_except, unfreeze
+from flexolmo_hf.trainers.freezing import freeze_except
+from tests.conftest import byte_tokenizer
 from tests.modeling.parallel_worker import ROWS, inputs, logits_of
 
 WHOLE = {"tp_size": 2, "ep_size": 2, "tp_plan": {}}
 SLICED = {"tp_size": 2, "ep_size": 2}
 THREE = ["public", "code", "news"]
 LIVE = ["math", "news"]
+TEXTS = {"math": ["1+1=2", "2+2=4,_3+3=6"], "public": ["abcdef"]}
+#: A third of the vocabulary: what is drawn decides when a text ends.
+ENDS = list(range(1, 97, 3))
 
 
 def load(folder, sizes=WHOLE, kind=AutoModelForCausalLM, **options):
@@ -50,12 +56,27 @@ def sums_in(call):
     return torch.tensor(summed.call_count)
 
 
+def sampled(model):
+    """Return what is generated from drawn tokens."""
+    return model.generate(inputs(), max_new_tokens=20, do_sample=True, eos_token_id=ENDS)
+
+
+def bits_of(model):
+    """Return the bits of every set and data set, document by document."""
+    matrix = opt_out_matrix(model, byte_tokenizer(), TEXTS, max_length=8)
+    documents = [documents for row in matrix.documents.values() for documents in row.values()]
+    return torch.tensor([document.bits for of_data in documents for document in of_data])
+
+
 def refusals(model, three, folder):
     """Return what a spread model refuses, by name."""
+    rank = dist.get_rank()
+    mask = torch.ones_like(inputs())
+    mask[0, 0] = rank
 
-    def learn():
-        unfreeze(model)
-        model.mixtures[0].gate.weight.requires_grad_(True)
+    def learn(name):
+        for parameter in (parameter for key, parameter in model.named_parameters() if name in key):
+            parameter.requires_grad_(True)
         try:
             model(inputs())
         finally:
@@ -65,24 +86,32 @@ def refusals(model, three, folder):
         "save": lambda: model.save_pretrained(folder / "SAVED"),
         "train": model.train,
         "freeze": lambda: freeze_except(model, "math"),
-        "learn": learn,
+        "learn": lambda: learn("layers.0.mlp.gate"),
+        # One process alone has this expert.
+        "learn one": lambda: learn("layers.1.mlp.experts.1.down_proj"),
         "add": lambda: model.add_expert(folder / "PACKAGE", "other"),
         "new": lambda: model.new_expert("other"),
         "load": lambda: three.load_expert("math"),
         "package": lambda: ExpertPackage.from_model(model, "math"),
         "key": model.expert_set_key,
+        "pack": model.pack_experts,
+        "fingerprint": lambda: fingerprint_of(model),
+        "inputs": lambda: model.generate(inputs() + rank, max_new_tokens=2),
+        "masks": lambda: model.generate(inputs(), attention_mask=mask, max_new_tokens=2),
+        "sets": lambda: model.generate(inputs(), active_experts=THREE[rank], max_new_tokens=2),
     }
     found = {}
     for name, ask in asked.items():
         try:
             ask()
         except ConfigurationError as error:
-            found[name] = torch.tensor("ep_size" in str(error))
+            found[name] = torch.tensor("ep_size" in str(error) or "work on one batch" in str(error))
     return found
 
 
 def main(folder):
-    dist.init_process_group("gloo")
+    # A process that waits for one that does not come fails soon.
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     found = {}
     for per_token in (4, 2):
         model = load(folder / f"MODEL{per_token}")
@@ -103,8 +132,11 @@ def main(folder):
             found[f"{per_token} {name} poisoned"] = poisoned(inputs(), active_experts=names).logits
         found[f"{per_token} three"] = three(inputs()).logits
         found[f"{per_token} three generated"] = three.generate(inputs(), max_new_tokens=5, do_sample=False)
+        torch.manual_seed(dist.get_rank())
+        found[f"{per_token} sampled"] = sampled(model)
+        found[f"{per_token} bits"] = bits_of(model)
         found[f"{per_token} one file"] = load(folder / f"ONE{per_token}")(inputs()).logits
-    found["sums"] = sums_in(lambda: model(inputs()))
+    found["sums"] = sums_in(torch.no_grad()(lambda: model(inputs())))
     found["bytes of four"], found["bytes of three"] = bytes_of(model), bytes_of(three)
     found |= {f"refused {name}": refused for name, refused in refusals(model, three, folder).items()}
     model.remove_expert("math")

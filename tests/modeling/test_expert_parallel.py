@@ -13,7 +13,7 @@ from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.expert_parallel import held_indices
 from tests.conftest import TINY
 from tests.modeling import expert_parallel_worker, parallel_worker
-from tests.modeling.expert_parallel_worker import LIVE, THREE
+from tests.modeling.expert_parallel_worker import LIVE, THREE, bits_of, sampled
 from tests.modeling.parallel_worker import inputs
 from tests.modeling.test_expert_sets import NAMES, named_model
 from tests.trainers.launching import launch
@@ -71,6 +71,9 @@ def alone(models):
             found[f"{per_token} three generated"] = model.generate(
                 inputs(), max_new_tokens=5, do_sample=False, active_experts=THREE
             )
+            found[f"{per_token} bits"] = bits_of(model)
+            torch.manual_seed(0)
+            found[f"{per_token} sampled"] = sampled(model)
     return found
 
 
@@ -87,6 +90,17 @@ def test_two_processes_with_whole_experts_compute_the_logits_of_one(spread, alon
 @pytest.mark.parametrize("name", ["generated", "three generated"])
 def test_two_processes_with_whole_experts_generate_what_one_does(spread, alone, name, per_token):
     assert all(torch.equal(found[f"{per_token} {name}"], alone[f"{per_token} {name}"]) for found in spread)
+
+
+@pytest.mark.parametrize("per_token", PER_TOKEN)
+def test_processes_that_were_seeded_differently_draw_the_tokens_of_the_first(spread, alone, per_token):
+    assert all(torch.equal(found[f"{per_token} sampled"], alone[f"{per_token} sampled"]) for found in spread)
+
+
+@pytest.mark.parametrize("per_token", PER_TOKEN)
+def test_the_opt_out_matrix_of_two_processes_is_that_of_one(spread, alone, per_token):
+    for found in spread:
+        torch.testing.assert_close(found[f"{per_token} bits"], alone[f"{per_token} bits"], atol=1e-4, rtol=0)
 
 
 def test_a_process_holds_what_is_shared_and_its_own_experts(spread, models):
@@ -118,8 +132,16 @@ def test_a_removed_expert_is_gone_on_every_process(spread, models):
         torch.testing.assert_close(found["removed"], without, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("what", ["save", "train", "freeze", "learn", "add", "new", "load", "package", "key"])
+@pytest.mark.parametrize(
+    "what",
+    ["save", "train", "freeze", "learn", "learn one", "add", "new", "load", "package", "key", "pack", "fingerprint"],
+)
 def test_what_needs_every_expert_in_one_process_is_refused_by_both(spread, what):
+    assert all(found.get(f"refused {what}") for found in spread)
+
+
+@pytest.mark.parametrize("what", ["inputs", "masks", "sets"])
+def test_processes_that_are_to_generate_from_different_inputs_all_refuse(spread, what):
     assert all(found.get(f"refused {what}") for found in spread)
 
 

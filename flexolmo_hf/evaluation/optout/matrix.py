@@ -19,6 +19,7 @@ from flexolmo_hf.evaluation.windows import (
     window_length,
 )
 from flexolmo_hf.modeling.adapters import has_adapters
+from flexolmo_hf.modeling.expert_parallel import is_spread
 from flexolmo_hf.modeling.expert_sets import ExpertSets
 from flexolmo_hf.modeling.names import parse_expert_set
 
@@ -54,7 +55,8 @@ class OptOutMatrix:
             expert, then the chosen subsets, as names joined by ``+``.
         documents: What each document needs, by set and data set. Empty documents are left out.
         max_length: Tokens in a window.
-        keys: What each set computes, by its weights (`expert_set_key`); empty if the model has adapters.
+        keys: What each set computes, by its weights (`expert_set_key`); empty if the model has adapters or its experts
+            are spread over processes.
     """
 
     sets: dict[str, list[str]]
@@ -152,7 +154,8 @@ def opt_out_matrix(
     steps = _Steps(len(sets) * sum(map(len, batches.values())), progress)
     measured = {name: _measure(model, sets, batches[name], texts, steps) for name, texts in documents.items()}
     # The keys are of the weights that have been measured, and hashing reads all of them: last, and once.
-    keys = {} if has_adapters(model) else {label: model.expert_set_key(names) for label, names in sets.items()}  # type: ignore
+    keyless = has_adapters(model) or is_spread(model.mixtures)  # type: ignore[arg-type]
+    keys = {} if keyless else {label: model.expert_set_key(names) for label, names in sets.items()}  # type: ignore
     by_set = {label: {name: measured[name][label] for name in documents} for label in sets}
     return OptOutMatrix(sets, by_set, max_length, keys)
 
