@@ -27,8 +27,9 @@ What does not: BTM is far ahead on single domains, and the weighted soup ahead a
 - **The bar is high here.** Training a mixture on everybody's text together, all parameters free, is what data owners
   cannot do. With as much computing as the owners' experts took it ends near FlexOlmo with router tuning, a little ahead
   with every seed, on mixed documents by more than chance. With as much text it is clearly better than that, and better
-  than BTM on mixed documents, but still not on single domains. An ensemble of small whole models is strong where each domain is all that its model has to
-  know, and it costs as many models to hold and to run; the paper compares models that have long seen every domain.
+  than BTM on mixed documents, but still not on single domains. An ensemble of small whole models is strong where each
+  domain is all that its model has to know, and it costs as many models to hold and to run; the paper compares models
+  that have long seen every domain.
 - **Mixed documents** show the other side. Where sentences of two domains take turns, choosing by token with a tuned
   router comes near weighing whole models by document, four experts nearer than eight. The distance stays where most of
   the document is one owner's after all: commented code, and papers with formulas.

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 
-from flexolmo_hf.errors import CacheExpertSetError, ForeignCacheError
+from flexolmo_hf.errors import CacheExpertSetError, ConfigurationError, ForeignCacheError
 from flexolmo_hf.modeling.selection import RowNames
 
 _MARK = "_flexolmo_mark"
@@ -36,7 +37,12 @@ class CacheMark:
 
 
 def mark_cache(cache: Any, model: str, rows: RowNames) -> None:
-    """Write down who fills a cache, and let the mark follow its rows."""
+    """Write down who fills a cache, and let the mark follow its rows.
+
+    Raises:
+        ConfigurationError: If it is no cache of a decoder.
+    """
+    _refuse_other_kinds(cache)
     _set(cache, CacheMark(model, rows))
 
 
@@ -52,18 +58,31 @@ def check_cache(cache: Any, model: str, rows: RowNames, shape: tuple[int, int, i
     Raises:
         CacheExpertSetError: If another set filled it.
         ForeignCacheError: If another model did, or it is not known who did.
+        ConfigurationError: If it is no cache of a decoder.
     """
     mark = getattr(cache, _MARK, None)
     if mark is not None and not _follows_its_rows(cache):
         mark = None
     if mark is not None and mark.model == model and mark.fits(rows):
         return
+    _refuse_other_kinds(cache)
     if _is_empty(cache):
         mark_cache(cache, model, rows)
         return
     if mark is None or mark.model != model:
         raise ForeignCacheError(_shape_of(cache), shape, marked=mark is not None)
     raise CacheExpertSetError(mark.rows, rows)
+
+
+def _refuse_other_kinds(cache: Any) -> None:
+    # One for encoders and decoders is a cache too, but has no layers of its own.
+    if not isinstance(cache, Cache) or "layers" not in vars(cache):
+        raise ConfigurationError(
+            f"past_key_values is a {type(cache).__name__}, which is no cache of a decoder.",
+            "Give a transformers.Cache such as DynamicCache() or StaticCache(...). One is made of the tensors of each "
+            "layer by DynamicCache([(keys, values), ...]); model.mark_cache(cache, active_experts=[...]) then says who "
+            "filled it.",
+        )
 
 
 def _is_empty(cache: Any) -> bool:

@@ -5,7 +5,6 @@ and nowhere else, so what is checked here can be trusted in `forward`. A call ma
 trace in the model: threads that share one can serve people with different rights.
 """
 
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +18,10 @@ from flexolmo_hf.modeling.expert_parallel import refuse_spread
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.names import parse_expert_set
 from flexolmo_hf.modeling.selection import RowNames, Selection, read_rows, select
+from flexolmo_hf.modeling.stamp import Stamp
 
 # While experts come or go: no call may begin, and none that is running may end well.
-_CHANGING = "changing"
+_CHANGING = Stamp()
 
 
 class ExpertSets:
@@ -174,25 +174,28 @@ class ExpertSets:
         return selection
 
     def _is_current(self, selection: Selection) -> bool:
-        # A library may have put a module of its own in the place of an expert since.
-        return all(
+        # A library may have put a module of its own in the place of an expert since, or a copy in that of a layer.
+        return selection.version.id == self.experts_version and all(
             set(map(id, chosen)) <= set(map(id, mixture.experts.values()))
             for chosen, mixture in zip(selection.experts, self.mixtures, strict=False)
         )
 
     def _resolve(self, names: RowNames) -> Selection:
         # The version first: if an expert comes or goes from here on, the selection is of the former state.
-        version, device = self.experts_version, self.base_model.device  # type: ignore[attr-defined]
+        backbone = self.base_model  # type: ignore[attr-defined]
+        version, device = backbone._experts_stamp, backbone.device
         experts = [mixture.experts for mixture in self.mixtures]
         try:
-            return select(experts, self.expert_names, names, device, version)
+            # It may be resolved in inference mode and kept for a training step.
+            with torch.inference_mode(False):
+                return select(experts, self.expert_names, names, device, version)
         except ValueError as error:
             raise ExpertsChangedError(["+".join(row) for row in names]) from error
 
     @property
     def experts_version(self) -> str:
         """Changes whenever an expert comes or goes, or weights move to another device; no two models share one."""
-        return str(self.base_model._experts_version)  # type: ignore[attr-defined]
+        return str(self.base_model._experts_stamp.id)  # type: ignore[attr-defined]
 
     def refuse_stale(self, selection: Selection) -> None:
         """Refuse a selection that was resolved against other experts: its positions mean others now.
@@ -200,13 +203,13 @@ class ExpertSets:
         Raises:
             ExpertsChangedError: If an expert has come or gone since, or the selection is another model's.
         """
-        if selection.version != self.experts_version or self.experts_version == _CHANGING:
+        if selection.version.id != self.experts_version or self.experts_version == _CHANGING.id:
             raise ExpertsChangedError(["+".join(row) for row in selection.names])
 
     def _experts_in_memory_changed(self, active: Iterable[str]) -> None:
         """Forget what was resolved and hashed of other experts, and put a set in force."""
         backbone = self.base_model  # type: ignore[attr-defined]
-        backbone._experts_version = uuid.uuid4().hex
+        backbone._experts_stamp = Stamp()
         backbone._selections, backbone._hashes = {}, {}
         self.set_active_experts(list(active))
 
@@ -214,7 +217,7 @@ class ExpertSets:
     def _changing_experts(self) -> Iterator[None]:
         """Refuse every call while layers are changed one after the other."""
         backbone, before = self.base_model, self.active_experts  # type: ignore[attr-defined]
-        backbone._experts_version = _CHANGING
+        backbone._experts_stamp = _CHANGING
         try:
             yield
         finally:
@@ -227,8 +230,9 @@ class ExpertSets:
         adding or removing experts work as before.
 
         Raises:
-            ConfigurationError: If the experts are quantised, adapted or offloaded.
+            ConfigurationError: If the experts are quantised, adapted, offloaded or spread over processes.
         """
+        refuse_spread(self.mixtures, "be packed")
         for mixture in self.mixtures:
             mixture.pack()
 

@@ -60,8 +60,8 @@ class SetsInGeneration(ExpertSets):
         """Generate with continuous batching as upstream does, with the set in force.
 
         Raises:
-            ConfigurationError: If a set is given, also in a `GenerationConfig`, or the manager shall outlive the call: requests of all sets would
-                share one paged cache.
+            ConfigurationError: If a set is given, also in a `GenerationConfig`, or the manager shall outlive the call:
+                requests of all sets would share one paged cache.
         """
         self._refuse_in_settings(kwargs.get("generation_config"), *args)
         if active_experts is not None or kwargs.get("persistent_manager"):

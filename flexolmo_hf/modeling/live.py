@@ -211,12 +211,15 @@ class LiveExperts(ExpertSets):
         self.insert_expert(name, parts, form)
         self.router_base = former if self.router_base is None else self.router_base.joined_with(former)
 
+    # Whoever lets an expert come may be in inference mode; what is made in it could not be trained.
+    @torch.inference_mode(False)
     def insert_expert(self, name: str, parts: list[LayerParts], form: Mapping[str, int] | None = None) -> None:
         """Insert an expert whose tensors are at hand; `add_expert` and `load_expert` check and end here.
 
         Args:
             name: Its name; one that `config` lists keeps its index, a new one becomes the last.
-            parts: Its tensors by layer. Those that have the model's dtype and device are used as they are, uncopied.
+            parts: Its tensors by layer. Those that have the model's dtype and device are used as they are, uncopied,
+                unless they were made in inference mode.
             form: As in `FlexOlmoConfig.expert_forms`; nothing for a full expert.
 
         Raises:
@@ -243,14 +246,15 @@ class LiveExperts(ExpertSets):
             self.router_base = self.router_base.without(name)
         if name in self._forgotten:
             # The name may now mean other weights: caches filled before must not be continued.
-            self.base_model.identity = uuid.uuid4().hex  # type: ignore[attr-defined]
+            self.base_model._identity = Stamp()  # type: ignore[attr-defined]
         self._experts_in_memory_changed(self.expert_names if active == everything else active)
 
     def _expert_of(self, part: LayerParts, mixture: FlexOlmoMixture, form: Mapping[str, int] | None) -> nn.Module:
         with torch.device("meta"):
             expert = build_expert(self.config, form, mixture.public) if form else FlexOlmoExpert(self.config)
         like = mixture.gate.weight
-        state = {key: tensor.to(like.device, like.dtype) for key, tensor in part.matrices.items()}
+        own = {key: tensor.clone() if tensor.is_inference() else tensor for key, tensor in part.matrices.items()}
+        state = {key: tensor.to(like.device, like.dtype) for key, tensor in own.items()}
         expert.load_state_dict(state, assign=True)
         return expert.train(mixture.training)
 

@@ -1,6 +1,5 @@
 """The network: upstream's FlexOlmo with a `FlexOlmoMixture` of named experts in every layer."""
 
-import uuid
 from functools import wraps
 from typing import Any
 
@@ -27,6 +26,7 @@ from flexolmo_hf.modeling.names import parse_expert_set
 from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm
 from flexolmo_hf.modeling.selection import Selection
 from flexolmo_hf.modeling.set_key import ExpertSetKeys
+from flexolmo_hf.modeling.stamp import Stamp
 
 
 class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstream.FlexOlmoModel):
@@ -49,12 +49,16 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
         self.norm = FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = upstream.FlexOlmoRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
-        #: Tells the caches this model filled from those of others.
-        self.identity = uuid.uuid4().hex
+        self._identity = Stamp()
         self._expect_absent_experts()
         # The public expert may be in memory for the sake of low-rank ones alone.
         self._experts_in_memory_changed(parse_expert_set(config.active_experts, config.expert_names))
         self.post_init()
+
+    @property
+    def identity(self) -> str:
+        """Tells the caches this model filled from those of others, its copies included."""
+        return self._identity.id
 
     @wraps(upstream.FlexOlmoModel.forward)
     def forward(
@@ -176,8 +180,8 @@ class FlexOlmoForCausalLM(
         Raises:
             UnknownExpertError, ExpertNotLoadedError, DuplicateExpertError, EmptyExpertSetError, ExpertTypeError: If a
             set is none of this model's. ExpertRowsError: If the sets do not fit the batch. CacheExpertSetError,
-            ForeignCacheError: If another set or model filled `past_key_values`. UnknownArgumentError: If nothing reads
-            a keyword.
+            ForeignCacheError: If another set or model filled `past_key_values`. ConfigurationError: If that is no cache
+            of a decoder. UnknownArgumentError: If nothing reads a keyword.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
@@ -236,7 +240,7 @@ class FlexOlmoForCausalLM(
             active_experts: As in `forward`.
 
         Raises:
-            FlexOlmoError: As `forward` does for a set that is none of this model's.
+            FlexOlmoError: As `forward` does for a set that is none of this model's, and for what is no cache.
         """
         mark_cache(cache, self.model.identity, self.select_experts(active_experts).names)
 

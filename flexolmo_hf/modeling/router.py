@@ -111,9 +111,11 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
             position: Which of the experts in memory.
         """
         self.join_row()
-        self.trained_row = nn.Parameter(self.weight.detach()[position].clone())
-        if self.bias is not None:
-            self.trained_bias = nn.Parameter(self.bias.detach()[position : position + 1].clone())
+        with torch.inference_mode(False):
+            # What is made in inference mode could not be trained.
+            self.trained_row = nn.Parameter(self.weight.detach()[position].clone())
+            if self.bias is not None:
+                self.trained_bias = nn.Parameter(self.bias.detach()[position : position + 1].clone())
         self.trained_position = position
 
     def join_row(self) -> None:
@@ -141,7 +143,8 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
     def _replace(
         self, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], row: torch.Tensor, bias: torch.Tensor | None
     ) -> None:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
+            # Whoever lets an expert come or go may be in inference mode; the matrix is to remain trainable.
             self.weight = nn.Parameter(change(self.weight, row), requires_grad=self.weight.requires_grad)
             if self.bias is not None:
                 new = self.bias.new_zeros(len(row)) if bias is None else bias.to(self.bias)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from flexolmo_hf.errors import ExpertRowsError, ExpertTypeError
+from flexolmo_hf.modeling.stamp import Stamp
 
 #: One set of names for the whole batch, or one per row.
 RowNames = tuple[tuple[str, ...], ...]
@@ -63,7 +64,7 @@ class Selection:
     pair_rows: torch.Tensor | None = None
     pair_columns: torch.Tensor | None = None
     counts: list[int] = field(default_factory=list)
-    version: str = ""
+    version: Stamp = field(default_factory=Stamp)
     checked: bool = False
     widest: int = field(init=False)
     narrowest: int = field(init=False)
@@ -100,7 +101,7 @@ def _moved(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | 
 
 
 def select(
-    layers: Sequence[nn.ModuleDict], known: Sequence[str], names: RowNames, device: torch.device, version: str
+    layers: Sequence[nn.ModuleDict], known: Sequence[str], names: RowNames, device: torch.device, version: Stamp
 ) -> Selection:
     """Resolve sets of names against the experts in memory.
 

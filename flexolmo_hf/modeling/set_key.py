@@ -97,7 +97,8 @@ class ExpertSetKeys(ExpertSets):
 
     def _hash(self, key: str, tensor: torch.Tensor) -> str:
         known = self.base_model._hashes  # type: ignore[attr-defined]
-        state = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, _sample(tensor))
+        # The version of the experts too: in a copy of the model, an address is no sign of the same memory.
+        state = (self.experts_version, tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, _sample(tensor))
         if key not in known or known[key][0] != state:
             known[key] = (state, hash_tensor(tensor))
         return str(known[key][1])

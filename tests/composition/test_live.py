@@ -143,6 +143,28 @@ def test_experts_that_ran_keep_no_memory_that_they_left(place, input_ids, change
     assert kept_bytes(model) == before * (2 / 3 if removed else 1 / 2)
 
 
+CHANGES = {
+    "added": lambda model, place: model.add_expert(place / "package-code"),
+    "added from memory": lambda model, place: model.add_expert(ExpertPackage.from_pretrained(place / "package-code")),
+    "new": lambda model, place: model.new_expert("law", bias_start=-1.0),
+    "removed": lambda model, place: model.remove_expert("math"),
+    "loaded again": lambda model, place: (model.remove_expert("math"), model.load_expert("math")),
+    "chosen": lambda model, place: model.set_active_experts(["public"]),
+    "trained": lambda model, place: freeze_except(model, "math"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_changed_in_inference_mode_can_still_be_trained(place, input_ids, change):
+    model = load(place / "math")
+    with torch.inference_mode():
+        change(model, place)
+        logits(model, input_ids)
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    model(input_ids, labels=input_ids).loss.backward()
+    assert any(parameter.grad is not None for parameter in model.mixtures[0].parameters())
+
+
 def test_an_expert_comes_back_from_where_it_was(place, input_ids):
     model = load(place / "math")
     before = logits(model, input_ids)

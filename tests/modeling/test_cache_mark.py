@@ -6,11 +6,18 @@ import pickle
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CompileConfig, DynamicCache, QuantizedCache, StaticCache
+from transformers import (
+    AutoModelForCausalLM,
+    CompileConfig,
+    DynamicCache,
+    EncoderDecoderCache,
+    QuantizedCache,
+    StaticCache,
+)
 
-from flexolmo_hf.errors import CacheExpertSetError, ForeignCacheError
+from flexolmo_hf.errors import CacheExpertSetError, ConfigurationError, ForeignCacheError
 from tests.conftest import TINY, stock_model
-from tests.modeling.test_expert_sets import NAMES, named_model
+from tests.modeling.test_expert_sets import COPIES, NAMES, named_model
 
 ROWS = [["public"], ["public", "math"], ["news"]]
 
@@ -138,7 +145,21 @@ def test_the_cache_of_another_model_is_refused(tmp_path, input_ids):
         other(input_ids[:, :1], past_key_values=cache)
     other.mark_cache(cache)
     other(input_ids[:, :1], past_key_values=cache)
-    copy.deepcopy(model)(input_ids[:, :1], past_key_values=model(input_ids).past_key_values)
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@torch.no_grad()
+def test_the_cache_of_the_original_is_refused_by_a_copy_that_may_learn_something_else(input_ids, copied):
+    model = named_model()
+    cache = model(input_ids).past_key_values
+    twin = copied(model)
+    with pytest.raises(ForeignCacheError, match="another model filled it"):
+        twin(input_ids[:, :1], past_key_values=cache)
+    twin.mark_cache(cache)
+    twin(input_ids[:, :1], past_key_values=cache)
+    # A shallow copy has the layers of the original.
+    copy.copy(twin)(input_ids[:, :1], past_key_values=cache)
+    copy.copy(twin.model)(input_ids[:, :1], past_key_values=cache)
 
 
 @torch.no_grad()
@@ -160,6 +181,27 @@ def test_rebuilt_caches_are_vouched_for(input_ids):
         model(input_ids[:, :1], past_key_values=rebuilt, active_experts=["public"])
     model.mark_cache(rebuilt, active_experts=["public"])
     model(input_ids[:, :1], past_key_values=rebuilt, active_experts=["public"])
+
+
+NO_CACHES = {
+    "tuple": lambda filled: tuple((layer.keys, layer.values) for layer in filled.layers),
+    "str": lambda filled: "static",
+    "EncoderDecoderCache": lambda filled: EncoderDecoderCache(filled, DynamicCache()),
+}
+
+
+@pytest.mark.parametrize("kind", NO_CACHES)
+@torch.no_grad()
+def test_what_is_no_cache_of_a_decoder_is_told_what_is(input_ids, kind):
+    model = named_model()
+    given = NO_CACHES[kind](model(input_ids).past_key_values)
+    for call in (
+        lambda: model(input_ids[:, :1], past_key_values=given),
+        lambda: model.model(input_ids[:, :1], past_key_values=given),
+        lambda: model.mark_cache(given),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"past_key_values is a {kind}.* such as DynamicCache\(\)"):
+            call()
 
 
 def test_generation_reuses_its_own_static_cache_for_another_set(input_ids):

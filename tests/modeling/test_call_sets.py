@@ -14,12 +14,13 @@ from flexolmo_hf.errors import (
     EmptyExpertSetError,
     ExpertNotLoadedError,
     ExpertRowsError,
+    ExpertsChangedError,
     ExpertTypeError,
     UnknownExpertError,
 )
 from flexolmo_hf.modeling.arguments import known_arguments, refuse_unknown
 from tests.conftest import TINY, dense_model
-from tests.modeling.test_expert_sets import NAMES, named_model, poison
+from tests.modeling.test_expert_sets import COPIES, NAMES, named_model, poison
 
 SETS = [["public"], ["public", "math"], ["code", "news"]]
 PER_TOKEN = pytest.mark.parametrize("per_token", [4, 2, 1], ids=["all of 4", "2 of 4", "1 of 4"])
@@ -430,6 +431,51 @@ def test_a_copy_of_a_model_keeps_its_set_and_its_own_experts(input_ids):
     assert twin(input_ids).logits.isfinite().all()
     poison(twin, ["code"])
     assert twin(input_ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("sets", [["public", "math"], [["public"], ["public", "math"]]], ids=["one", "rows"])
+@torch.no_grad()
+def test_a_copy_computes_its_own_experts_and_refuses_what_was_resolved_for_the_original(input_ids, sets, copied):
+    model = named_model()
+    model.set_active_experts(["public", "math"])
+    selection, ids = model.select_experts(sets), input_ids[:2]
+    want = model(ids, active_experts=selection).logits
+    twin = copied(model)
+    poison(model, NAMES)
+
+    assert twin.model.identity != model.model.identity
+    for call in (twin, twin.generate):
+        with pytest.raises(ExpertsChangedError):
+            call(ids, active_experts=selection)
+    assert torch.equal(twin(ids, active_experts=sets).logits, want)
+    # A copy of a copy, and both at once.
+    assert torch.equal(copied((twin, model))[0](ids, active_experts=sets).logits, want)
+    compiled = torch.compile(copied(twin), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids, use_cache=False, active_experts=sets).logits, want, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ExpertsChangedError):
+        model(ids, active_experts=twin.select_experts(sets))
+
+
+@pytest.mark.parametrize("sets", [["public", "math"], [["public"], ["public", "math"]]], ids=["one", "rows"])
+def test_a_set_that_was_resolved_in_inference_mode_serves_a_training_step(input_ids, sets):
+    model, ids = named_model(), input_ids[:2]
+    with torch.inference_mode():
+        model(ids, active_experts=sets)
+        selection = model.select_experts(sets)
+    for given in (sets, selection):
+        model(ids, labels=ids, active_experts=given).loss.backward()
+
+
+@torch.no_grad()
+def test_copied_layers_take_the_place_of_the_former_ones(input_ids):
+    # As libraries do that repeat or prune layers; the copies bring their own selection along.
+    model = named_model()
+    model.set_active_experts(["public", "math"])
+    want = model(input_ids).logits
+    model.model.layers = copy.deepcopy(model.model.layers)
+
+    assert torch.equal(model(input_ids).logits, want)
 
 
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])

@@ -34,7 +34,21 @@ class NoWaiting(TorchDispatchMode):
             raise AssertionError(f"{func} waits for the device")
         if name == "index" and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
             raise AssertionError(f"{func} with a mask waits for the device")
+        if name == "repeat_interleave" and "Tensor" in func._overloadname and not (kwargs or {}).get("output_size"):
+            raise AssertionError(f"{func} of unknown size waits for the device")
+        if goes_to_the_host(name, args, kwargs or {}):
+            raise AssertionError(f"{func} to the host waits for the device")
         return func(*args, **(kwargs or {}))
+
+
+def goes_to_the_host(name, args, kwargs):
+    if name == "_to_copy":
+        source, target = args[0].device, torch.device(kwargs.get("device") or args[0].device)
+    elif name == "copy_":
+        source, target = args[1].device, args[0].device
+    else:
+        return False
+    return source.type != "cpu" and target.type == "cpu"
 
 
 class Graphs:
@@ -130,10 +144,13 @@ def test_the_forward_can_be_exported(input_ids, way, per_token):
 
 @WAYS
 @pytest.mark.parametrize("sets", [None, ["public", "math", "code"], ROWS], ids=["in force", "call", "rows"])
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", ["meta", *DEVICES])
 @torch.no_grad()
 def test_nothing_in_the_forward_waits_for_the_device(input_ids, way, per_token, sets, device):
     model, ids = ready(way, per_token, device), input_ids.to(device)
+    if device == "meta":
+        # No data, hence nothing that could be read from it; its grouped kernel knows this dtype alone.
+        model.bfloat16()
     if way == "auto" and per_token == 2:
         model.set_experts_implementation("dense")
     selection = model.select_experts(sets)
@@ -150,6 +167,32 @@ def test_the_watch_sees_what_waits(input_ids):
     model.set_experts_implementation("eager")
     with pytest.raises(AssertionError, match="waits"), NoWaiting(), torch.no_grad():
         model(input_ids, use_cache=False)
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        # A tensor without data stands for one on an accelerator: the watch speaks before anything is copied.
+        lambda away: away.cpu(),
+        lambda away: away.tolist(),
+        lambda away: away.to("cpu", torch.float16),
+        lambda away: torch.ones(3).copy_(away),
+        lambda away: torch.ones(3).repeat_interleave(torch.tensor([1, 2, 3])),
+        lambda away: torch.repeat_interleave(torch.tensor([1, 2])),
+    ],
+    ids=["cpu", "tolist", "to", "copy_", "repeats", "repeats alone"],
+)
+def test_the_watch_sees_copies_to_the_host_and_sizes_that_depend_on_data(waiting):
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        waiting(torch.ones(3, device="meta"))
+
+
+def test_the_watch_lets_pass_what_does_not_wait():
+    away = torch.ones(3, device="meta")
+    with NoWaiting():
+        away.half().copy_(torch.ones(3).to("meta"))
+        torch.ones(3).half().repeat_interleave(2)
+        torch.ones(3).repeat_interleave(torch.tensor([1, 2, 3]), output_size=6)
 
 
 @torch.no_grad()

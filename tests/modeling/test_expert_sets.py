@@ -1,5 +1,6 @@
 """Opting out is exact: an expert that is off is neither computed nor routed to, and its absence leaves no trace."""
 
+import copy
 import pickle
 
 import pytest
@@ -19,6 +20,10 @@ from tests.conftest import TINY, shaken
 NAMES = ["public", "math", "code", "news"]
 EVERY_PATH = pytest.mark.parametrize("per_token", [4, 2, 1], ids=["all of 4", "2 of 4", "1 of 4"])
 OFF = pytest.mark.parametrize("off", [["code"], ["math", "news"], ["public"], ["public", "math", "code"]], ids="+".join)
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
 
 
 def named_model(per_token=4, **changes):

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from flexolmo_hf.errors import ConfigurationError, ExpertNotLoadedError, Incompl
 from flexolmo_hf.modeling.expert import MATRICES
 from flexolmo_hf.modeling.low_rank import LowRankExpert, NarrowExpert, describe_form, tensor_shapes
 from tests.conftest import TINY
-from tests.modeling.test_expert_sets import NAMES, named_model, poison
+from tests.modeling.test_expert_sets import COPIES, NAMES, named_model, poison
 
 #: Math and news of different ranks, code narrower than the others.
 FORMS = {"math": {"rank": 4}, "code": {"width": 20}, "news": {"rank": 7}}
@@ -166,12 +165,6 @@ def test_the_public_weights_have_one_name_and_are_counted_once():
     }
     lost = 3 * 64 * 48 - 4 * 3 * (64 + 48), 3 * 64 * 48 - 3 * 64 * 20, 3 * 64 * 48 - 7 * 3 * (64 + 48)
     assert named_model().num_parameters() - model.num_parameters() == 2 * sum(lost)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-}
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)

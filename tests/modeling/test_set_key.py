@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from flexolmo_hf.errors import ConfigurationError, UnknownExpertError
-from tests.modeling.test_expert_sets import NAMES, named_model, poison
+from tests.modeling.test_expert_sets import COPIES, NAMES, named_model, poison
 
 SET = ["public", "math"]
 
@@ -119,6 +119,20 @@ def test_only_what_changed_is_read_again(monkeypatch):
     change(model.lm_head.weight)
     read.clear()
     model.expert_set_key()
+    assert max(read) == model.lm_head.weight.numel() * 4
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_reads_its_own_weights(monkeypatch, copied):
+    # Both come from a copy, so that the counters of their tensors are equal too.
+    model = copied(named_model())
+    key, twin = model.expert_set_key(), copied(model)
+    for own, other in zip(twin.parameters(), model.parameters(), strict=True):
+        own.data = other.data
+    read = []
+    original = torch.Tensor.numpy
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda self: read.append(self.numel()) or original(self))
+    assert twin.expert_set_key() == key
     assert max(read) == model.lm_head.weight.numel() * 4
 
 
