@@ -107,10 +107,10 @@ def _memory(results: dict[str, Any]) -> str:
     ]
     prose = _prose("""
 One load and one forward pass of 8 tokens, in a process of its own; the times are those of the load alone / of both.
-Ours maps files and reads them when they are first used, so its load alone takes as long as building the modules does,
-and the experts that are left out save little of it; they save their part of what is then read. The peak is the most
-resident memory the process ever had (VmHWM), mapped files and the libraries included; above the start means above what
-it held when the imports were done. In brackets: times the weights.""")
+Ours maps files: what is in the cache is used where it lies, so its load alone takes as long as building the modules,
+of which the experts that are left out save little. Of what lies on the disk safetensors has the system read ahead all
+that is opened. The peak is the most resident memory the process ever had (VmHWM), mapped files and the libraries
+included; above the start means above what it held when the imports were done. In brackets: times the weights.""")
     return f"## Loading and memory\n\n{prose}\n\n{_table(head, rows)}"
 
 

@@ -50,6 +50,11 @@ class PartTrainerMixin:
     _metrics: Any
 
     def __init__(self, model: Any, *positional: Any, args: Any = None, **kwargs: Any):
+        if kwargs.get("peft_config") is not None:
+            raise ConfigurationError(
+                "peft_config would put adapters into what is frozen, and into all experts.",
+                "An expert of low rank is trained with lora_r in the settings.",
+            )
         model = self._prepared(model, args)
         super().__init__(model, *positional, args=args, **kwargs, **self._host_arguments())  # type: ignore[call-arg]
         self._tap = TrainingTap(self.model)

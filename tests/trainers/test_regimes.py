@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.optim.swa_utils import AveragedModel
 
 from flexolmo_hf import ExpertSFTConfig, ExpertSFTTrainer, FlexOlmoForCausalLM, RouterSFTConfig, freeze_except
@@ -94,6 +95,21 @@ def test_only_the_expert_moves_on_a_device(trainer, model, changes):
     before = state(model)
     trainer(TEXT, use_cpu=False, **changes).train()
     assert_only_the_expert_moved(before, {key: value.cpu() for key, value in state(model).items()})
+
+
+def test_adapters_beside_what_is_frozen_are_refused(model, settings, tokenizer):
+    peft = pytest.importorskip("peft")
+    before = state(model)
+    with pytest.raises(ConfigurationError, match="trained with lora_r in the settings"):
+        ExpertSFTTrainer(
+            model=model,
+            args=settings(),
+            train_dataset=Dataset.from_list(TEXT),
+            processing_class=tokenizer,
+            peft_config=peft.LoraConfig(target_modules="all-linear", r=2),
+        )
+    assert all(torch.equal(before[key], value) for key, value in state(model).items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["fp16", "activation_offloading"])
