@@ -30,6 +30,7 @@ from flexolmo_hf.modeling.files.router_base import BASE_RECORD, BASE_WEIGHTS, cu
 from flexolmo_hf.trainers.freezing import project_biases
 from tests.conftest import TINY, dense_model, shaken
 from tests.modeling.test_expert_sets import named_model
+from tests.trainers.conftest import SHORT_RUN
 from tests.trainers.test_expert import Watch
 from tests.trainers.test_freezing import OPTIMIZERS, state
 
@@ -66,20 +67,8 @@ def tuning(model, tokenizer, tmp_path):
     """A trainer for a few steps, settings changed by keyword."""
 
     def make(data=None, *, using=None, **changes):
-        values = {
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 3,
-            "per_device_train_batch_size": 6,
-            "learning_rate": 1e-2,
-            "warmup_steps": 0,
-            "weight_decay": 0.1,
-            "max_length": 32,
-            "bf16": False,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "report_to": "none",
-            "save_strategy": "no",
-        }
+        values = {key: value for key, value in SHORT_RUN.items() if key != "expert"}
+        values |= {"output_dir": str(tmp_path / "run"), "max_steps": 3, "per_device_train_batch_size": 6}
         return RouterSFTTrainer(
             model if using is None else using,
             RouterSFTConfig(**{**values, **changes}),
