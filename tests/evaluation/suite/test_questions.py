@@ -56,3 +56,12 @@ def test_names_are_checked_before_anything_is_read(own_tasks, refused):
         suite_questions(["colour"], own=own_tasks)
     with pytest.raises(ConfigurationError, match="a judge rates asks nothing"):
         suite_questions(["writing2"])
+
+
+def test_data_that_the_hub_does_not_give_are_named_in_a_sentence(own_tasks, monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach 'owner/riddles' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(ConfigurationError, match="The data of colours could not be had from the Hub"):
+        suite_questions(["colours"], own=own_tasks)
