@@ -34,20 +34,22 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add keys and values ``(B, G, T, D)``, and return all, ``(B, G, C + T, D)``."""
-        if not self._only_grows(key_states):
+        filled = self.get_seq_length()
+        if not self._only_grows(filled, key_states):
             self._buffers = None
             super().update(key_states, value_states, *args, **kwargs)
         else:
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
-            filled = self.get_seq_length()
-            needed = filled + key_states.shape[-2]
+            added = key_states.shape[-2]
+            needed = filled + added
             if not self._has_room(needed):
                 self._make_room(filled, needed, key_states, value_states)
             keys, values = self._buffers  # type: ignore[misc]
-            keys[..., filled:needed, :] = key_states
-            values[..., filled:needed, :] = value_states
-            self.keys, self.values = keys[..., :needed, :], values[..., :needed, :]
+            # Not by index: for one token that would take longer than the copies.
+            keys.narrow(-2, filled, added).copy_(key_states)
+            values.narrow(-2, filled, added).copy_(value_states)
+            self.keys, self.values = keys.narrow(-2, 0, needed), values.narrow(-2, 0, needed)
         self._returned = self.keys
         return self.keys, self.values
 
@@ -56,10 +58,10 @@ class GrowingLayer(DynamicLayer):
         self._buffers = self._returned = None
         super().reset()
 
-    def _only_grows(self, key_states: torch.Tensor) -> bool:
+    def _only_grows(self, filled: int, key_states: torch.Tensor) -> bool:
         if key_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
-        if self.get_seq_length() == 0:
+        if filled == 0:
             return True
         return self.keys is self._returned and key_states.dtype == self.keys.dtype
 

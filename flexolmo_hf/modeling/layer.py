@@ -10,6 +10,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 
+from flexolmo_hf.modeling import one_token
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.few_rows import FewRowsLinear
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
@@ -45,6 +46,30 @@ class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
         self, hidden_states: torch.Tensor, expert_selection: Selection | None = None, **kwargs: Any
     ) -> torch.Tensor:
         """Run attention and the mixture, each with its norm after it and a residual around it, ``(B, T, H)``."""
+        weights = one_token.plain_weights(self, hidden_states, kwargs)
+        if weights is not None:
+            return self._of_one_token(hidden_states, expert_selection, weights, **kwargs)
         attended, _ = self.self_attn(hidden_states=hidden_states, **kwargs)
         hidden_states = hidden_states + self.post_attention_layernorm(attended)
         return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states, expert_selection))
+
+    def _of_one_token(
+        self,
+        hidden_11H: torch.Tensor,
+        selection: Selection | None,
+        weights: one_token.Weights,
+        position_embeddings: Any,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        token_H = hidden_11H.view(-1)
+        attended_H = one_token.attend(
+            self.self_attn, token_H, weights, position_embeddings, attention_mask, past_key_values
+        )
+        token_H = one_token.add_normed(token_H, attended_H, self.post_attention_layernorm, weights.attention_norm)
+        mixed_H = self.mlp.of_one_token(token_H, selection)
+        if mixed_H is None:
+            mixed_H = self.mlp(token_H.view_as(hidden_11H), selection).view(-1)
+        token_H = one_token.add_normed(token_H, mixed_H, self.post_feedforward_layernorm, weights.mixture_norm)
+        return token_H.view_as(hidden_11H)

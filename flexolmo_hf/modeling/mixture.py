@@ -18,6 +18,7 @@ from flexolmo_hf.modeling.low_rank import build_expert
 from flexolmo_hf.modeling.packing import PackedExperts, can_pack
 from flexolmo_hf.modeling.router import FlexOlmoRouter
 from flexolmo_hf.modeling.selection import Selection
+from flexolmo_hf.modeling.untouched import is_untouched
 
 #: Ways to run the experts that this module knows; all others are kernels of transformers' experts interface.
 AUTO, DENSE, EAGER, GROUPED = "auto", "dense", "eager", "grouped_mm"
@@ -93,6 +94,39 @@ class FlexOlmoMixture(nn.Module):
         if method == EAGER:
             return _one_by_one(tokens_NH, chosen_NK, weights_NK, experts, self._run).view_as(hidden_BTH)
         return self._packed_kernel(method, tokens_NH, chosen_NK, weights_NK, selection).view_as(hidden_BTH)
+
+    def of_one_token(self, token_H: torch.Tensor, selection: Selection | None) -> torch.Tensor | None:
+        """Mix for one token on a CPU, as `forward` does with experts that need not be called themselves.
+
+        Args:
+            token_H: The residual stream.
+            selection: As in `forward`.
+
+        Returns:
+            The mixture's output, ``(H,)``; None where a module has to be called.
+        """
+        selection = self.in_force if selection is None else selection
+        wanted = self.config._experts_implementation or AUTO
+        if not is_untouched(self.__dict__) or FlexOlmoMixture.forward is not _FORWARD:
+            return None
+        if wanted not in (AUTO, DENSE, EAGER):
+            return None
+        if selection is not None and selection.per_row:
+            return None
+        probs_A = self.gate.of_one_token(token_H, selection)
+        if probs_A is None:
+            return None
+        experts: Sequence[Any] = list(self.experts.values())
+        if selection is not None and selection.positions is not None:
+            experts = selection.experts[self.layer_idx]
+        per_token, shares_K = self.config.num_experts_per_tok, probs_A
+        if per_token < len(experts):
+            if wanted == DENSE:
+                return None
+            shares_K, chosen_K = choose(probs_A, per_token=per_token, normed=self.config.norm_topk_prob)
+            experts = [experts[expert] for expert in chosen_K.tolist()]
+        weights = on_cpu.plain_weights(experts, token_H)
+        return None if weights is None else on_cpu.mix_for_one(token_H, weights, experts[0].act_fn, shares_K)
 
     def _method(self, all_used: bool, experts: Sequence[nn.Module], *, per_row: bool) -> str:
         """Choose how to run the experts: see docs/modeling/running_experts.md."""
@@ -212,16 +246,20 @@ class FlexOlmoMixture(nn.Module):
         return {**self.__dict__, "packed": None}
 
 
+# Some libraries replace what a whole class does.
+_FORWARD = FlexOlmoMixture.forward
+
+
 def choose(probs_NA: torch.Tensor, *, per_token: int, normed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose the experts of each token, and weigh them.
 
     Args:
-        probs_NA: Router probabilities over the experts that may be used, ``(N, A)``.
+        probs_NA: Router probabilities over the experts that may be used, ``(N, A)``; of one token ``(A,)``.
         per_token: Experts per token, 1 to A.
         normed: Whether the weights of a token are made to sum to 1 (``norm_topk_prob``).
 
     Returns:
-        Weights ``(N, K)`` in the dtype of `probs_NA`, largest first, and the experts' columns ``(N, K)``, int64.
+        Weights ``(N, K)``, or ``(K,)``, in the dtype of `probs_NA`, largest first, and the experts' columns, int64.
     """
     weights_NK, chosen_NK = probs_NA.topk(per_token, dim=-1)
     if normed:

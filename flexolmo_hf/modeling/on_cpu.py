@@ -16,15 +16,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules import module as modules
 from transformers.activations import SiLUActivation
 
 from flexolmo_hf.modeling.adjacent import join_adjacent
 from flexolmo_hf.modeling.expert import FlexOlmoExpert
 from flexolmo_hf.modeling.few_rows import FewRowsLinear, multiply
+from flexolmo_hf.modeling.untouched import is_untouched, nothing_watches
 
 # So many tokens of all experts are worked on in one piece; more of them do not stay in a core's cache.
 _TOKENS_AT_ONCE = 64
+# A weight times more columns than this is faster than so many rows times the weight; see also `few_rows`.
+_FEW = 64
 # An activation function works on so many bytes at once, and rounds what is left over at a row's end differently.
 _BYTES_AT_ONCE = 128
 
@@ -50,14 +52,7 @@ def plain_weights(experts: Sequence[nn.Module], tokens: torch.Tensor) -> list[We
         Nothing where there is no CPU, or gradient, autocast or a compiler, where the tokens have no values or several,
         and where an expert has a hook, an adapter, or weights of another kind.
     """
-    if tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    if torch.is_autocast_enabled("cpu") or _forwards() != _FORWARDS:
-        return None
-    if _GLOBAL_HOOKS[0] or _GLOBAL_HOOKS[1]:
-        return None
-    # What stands for a tensor without values, or for several, must not come into memory that outlives the call.
-    if type(tokens) is not torch.Tensor or torch._C._are_functorch_transforms_active():
+    if not nothing_watches(tokens) or _forwards() != _FORWARDS:
         return None
     activation = type(experts[0].__dict__["_modules"].get("act_fn")) if experts else None
     weights = [_weights_of(expert, activation) for expert in experts]
@@ -86,7 +81,7 @@ def mix(
         The mixture's output, ``(N, H)``; zero where a token has no expert.
     """
     if positions_S is None and len(tokens_NH) == 1:
-        return _one_token(tokens_NH[0], weights, activation, shares_S1)
+        return mix_for_one(tokens_NH[0], weights, activation, shares_S1.squeeze(1)).unsqueeze(0)
     if positions_S is None and sum(counts) <= _TOKENS_AT_ONCE:
         outputs = _run(_Buffers(tokens_NH, weights[0], sum(counts)), [tokens_NH] * len(weights), weights, activation)
         return outputs.mul_(shares_S1).view(len(weights), *tokens_NH.shape).sum(0)
@@ -99,8 +94,8 @@ def mix(
         shares = shares_S1[start:stop]
         if positions_S is None:
             outputs = _run(buffers, [tokens_NH] * len(counts[group]), weights[group], activation)
-            for of_expert in outputs.mul_(shares).split(counts[group]):
-                mixed.add_(of_expert)
+            for of_expert, share in zip(outputs.split(counts[group]), shares.split(counts[group]), strict=True):
+                mixed.addcmul_(of_expert, share)
         else:
             here = positions_S[start:stop]
             pieces = tokens_NH.index_select(0, here).split(counts[group])
@@ -109,10 +104,38 @@ def mix(
     return mixed
 
 
+def mix_for_one(
+    token_H: torch.Tensor, weights: Sequence[Weights], activation: Any, shares_K: torch.Tensor
+) -> torch.Tensor:
+    """Run each expert on one token, and sum its outputs by their weights.
+
+    Args:
+        token_H: The token.
+        weights: The experts' matrices, from `plain_weights`.
+        activation: The experts' activation function.
+        shares_K: The routing weight of each.
+
+    Returns:
+        The mixture's output, ``(H,)``.
+    """
+    at = _ONE_TOKEN.take(token_H, weights)
+    for of_expert, both, gates, ups in zip(weights, at.gates_ups, at.gates, at.ups, strict=True):
+        if both is not None and of_expert.gate_up is not None:
+            torch.mv(of_expert.gate_up, token_H, out=both)
+        else:
+            torch.mv(of_expert.gate_FH, token_H, out=gates)
+            torch.mv(of_expert.up_FH, token_H, out=ups)
+    _activate(activation, at.all_gates, at.all_ups)
+    for of_expert, inner, outputs in zip(weights, at.gates, at.outputs, strict=True):
+        torch.mv(of_expert.down_HF, inner, out=outputs)
+    return torch.mv(at.all_outputs_HK, shares_K)
+
+
 class _Buffers:
     """Memory that one group of experts after the other writes into.
 
     Attributes:
+        flat: All of what follows but the outputs, for another order.
         gates_ups_S2F: Gates and ups side by side, as one product writes them; None where the width would let the
             activation function round differently than in memory of its own.
         gates_SF: The gates.
@@ -123,11 +146,12 @@ class _Buffers:
     def __init__(self, tokens_NH: torch.Tensor, weights: Weights, size: int):
         width, hidden = weights.gate_FH.shape
         self.gates_ups_S2F: torch.Tensor | None = None
+        self.flat = tokens_NH.new_empty(2 * size * width)
         if width * tokens_NH.element_size() % _BYTES_AT_ONCE == 0:
-            self.gates_ups_S2F = tokens_NH.new_empty((size, 2 * width))
+            self.gates_ups_S2F = self.flat.view(size, 2 * width)
             self.gates_SF, self.ups_SF = self.gates_ups_S2F[:, :width], self.gates_ups_S2F[:, width:]
         else:
-            self.gates_SF, self.ups_SF = tokens_NH.new_empty((2, size, width))
+            self.gates_SF, self.ups_SF = self.flat.view(2, size, width)
         self.outputs_SH = tokens_NH.new_empty((size, hidden))
 
 
@@ -151,6 +175,7 @@ class _OneToken(threading.local):
             both = buffers.gates_ups_S2F
             self.gates_ups = [None] * len(weights) if both is None else list(both)
             self.all_gates, self.all_ups, self.all_outputs = buffers.gates_SF, buffers.ups_SF, buffers.outputs_SH
+            self.all_outputs_HK = self.all_outputs.T
             self.gates, self.ups, self.outputs = list(self.all_gates), list(self.all_ups), list(self.all_outputs)
             self.shape = shape
         return self
@@ -159,28 +184,16 @@ class _OneToken(threading.local):
 _ONE_TOKEN = _OneToken()
 
 
-def _one_token(
-    token_H: torch.Tensor, weights: Sequence[Weights], activation: Any, shares_S1: torch.Tensor
-) -> torch.Tensor:
-    at = _ONE_TOKEN.take(token_H, weights)
-    for of_expert, both, gates, ups in zip(weights, at.gates_ups, at.gates, at.ups, strict=True):
-        if both is not None and of_expert.gate_up is not None:
-            torch.mv(of_expert.gate_up, token_H, out=both)
-        else:
-            torch.mv(of_expert.gate_FH, token_H, out=gates)
-            torch.mv(of_expert.up_FH, token_H, out=ups)
-    _activate(activation, at.all_gates, at.all_ups)
-    for of_expert, inner, outputs in zip(weights, at.gates, at.outputs, strict=True):
-        torch.mv(of_expert.down_HF, inner, out=outputs)
-    return torch.mm(shares_S1.T, at.all_outputs)
-
-
 def _run(
     buffers: _Buffers, pieces: Sequence[torch.Tensor], weights: Sequence[Weights], activation: Any
 ) -> torch.Tensor:
     counts = [piece.shape[0] for piece in pieces]
     total = sum(counts)
-    gates_SF, ups_SF, outputs_SH = buffers.gates_SF[:total], buffers.ups_SF[:total], buffers.outputs_SH[:total]
+    outputs_SH = buffers.outputs_SH[:total]
+    if len(pieces) == 1 and total > _FEW:
+        _run_on_columns(buffers, pieces[0], weights[0], activation, outputs_SH)
+        return outputs_SH
+    gates_SF, ups_SF = buffers.gates_SF[:total], buffers.ups_SF[:total]
     if buffers.gates_ups_S2F is not None and all(of_expert.gate_up is not None for of_expert in weights):
         targets = buffers.gates_ups_S2F[:total].split_with_sizes(counts)
         for piece, of_expert, both in zip(pieces, weights, targets, strict=True):
@@ -195,6 +208,22 @@ def _run(
     for inner, of_expert, outputs in zip(inner_of, weights, outputs_of, strict=True):
         multiply(inner, of_expert.down_HF, out=outputs)
     return outputs_SH
+
+
+def _run_on_columns(
+    buffers: _Buffers, tokens_nH: torch.Tensor, weights: Weights, activation: Any, outputs_nH: torch.Tensor
+) -> None:
+    # With the weight on the left, gates and ups are columns: the products take about 6% less time than with rows, and
+    # what lies between them is in one piece.
+    width = weights.gate_FH.shape[0]
+    columns_2Fn = buffers.flat[: 2 * width * len(tokens_nH)].view(2 * width, -1)
+    gates_Fn, ups_Fn = columns_2Fn[:width], columns_2Fn[width:]
+    if weights.gate_up is not None:
+        torch.mm(weights.gate_up, tokens_nH.T, out=columns_2Fn)
+    else:
+        torch.mm(weights.gate_FH, tokens_nH.T, out=gates_Fn)
+        torch.mm(weights.up_FH, tokens_nH.T, out=ups_Fn)
+    torch.mm(_activate(activation, gates_Fn, ups_Fn).T, weights.down_HF.T, out=outputs_nH)
 
 
 def _activate(activation: Any, gates_SF: torch.Tensor, ups_SF: torch.Tensor) -> torch.Tensor:
@@ -217,18 +246,16 @@ def _groups(counts: Sequence[int]) -> Iterator[slice]:
 
 
 def _weights_of(expert: Any, activation: type | None) -> Weights | None:
-    # This runs for every expert in every layer for every token: `nn.Module`'s own attribute look-up would take longer
-    # than a small model's products.
-    if type(expert) is not FlexOlmoExpert or not _is_untouched(expert.__dict__):
+    if type(expert) is not FlexOlmoExpert or not is_untouched(expert.__dict__):
         return None
     # One of another kind, or with values or hooks of its own, is not that of the first.
     function = expert.__dict__["_modules"].get("act_fn")
-    if type(function) is not activation or function.__dict__["_parameters"] or not _is_untouched(function.__dict__):
+    if type(function) is not activation or function.__dict__["_parameters"] or not is_untouched(function.__dict__):
         return None
     found = []
     for name in ("gate_proj", "up_proj", "down_proj"):
         linear = expert.__dict__["_modules"].get(name)
-        if type(linear) is not FewRowsLinear or not _is_untouched(linear.__dict__):
+        if type(linear) is not FewRowsLinear or not is_untouched(linear.__dict__):
             return None
         weight = linear.__dict__["_parameters"].get("weight")
         if type(weight) is not nn.Parameter:
@@ -247,10 +274,3 @@ def _forwards() -> tuple[Any, Any]:
 
 # Some libraries replace what a whole class does.
 _FORWARDS = _forwards()
-# And some look at every module there is.
-_GLOBAL_HOOKS = (modules._global_forward_hooks, modules._global_forward_pre_hooks)
-
-
-def _is_untouched(state: dict[str, Any]) -> bool:
-    # Libraries put a function of their own in the place of `forward`, or hooks around it.
-    return not (state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state)

@@ -13,6 +13,7 @@ from transformers.models.flex_olmo.modeling_flex_olmo import FlexOlmoTopKRouter
 
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.selection import Selection
+from flexolmo_hf.modeling.untouched import is_untouched
 
 
 class FlexOlmoRouter(FlexOlmoTopKRouter):
@@ -59,6 +60,21 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
         weight, bias = self.rows(None if selection is None else selection.positions)
         logits = F.linear(hidden_BTH, weight, bias)
         return logits.reshape(-1, logits.shape[-1]), logits.softmax(dim=-1, dtype=torch.float32)
+
+    def of_one_token(self, token_H: torch.Tensor, selection: Selection | None) -> torch.Tensor | None:
+        """Return one token's probabilities ``(A,)`` as `forward` does, or None if that has to be called.
+
+        Args:
+            token_H: The residual stream, on a CPU.
+            selection: One set for the whole batch, or None for all in memory.
+        """
+        if type(self) is not FlexOlmoRouter or FlexOlmoRouter.forward is not _FORWARD:
+            return None
+        if not is_untouched(self.__dict__):
+            return None
+        weight, bias = self.rows(None if selection is None else selection.positions)
+        logits = torch.mv(weight, token_H)
+        return (logits if bias is None else logits.add_(bias)).softmax(-1, dtype=torch.float32)
 
     def _row_by_row(self, hidden_BTH: torch.Tensor, selection: Selection) -> tuple[torch.Tensor, torch.Tensor]:
         # Each set scores its own rows of the batch with its own rows of the matrix: what is not in the set takes no
@@ -189,6 +205,10 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
         """Say how many rows there are and whether they carry a bias."""
         rows, width = self.weight.shape
         return f"experts={rows}, hidden_size={width}, bias={self.bias is not None}"
+
+
+# Some libraries replace what a whole class does.
+_FORWARD = FlexOlmoRouter.forward
 
 
 def _placed_like(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
