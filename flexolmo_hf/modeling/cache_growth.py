@@ -41,17 +41,26 @@ class GrowingLayer(DynamicLayer):
         else:
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
-            added = key_states.shape[-2]
-            needed = filled + added
-            if not self._has_room(needed):
-                self._make_room(filled, needed, key_states, value_states)
-            keys, values = self._buffers  # type: ignore[misc]
-            # Not by index: for one token that would take longer than the copies.
-            keys.narrow(-2, filled, added).copy_(key_states)
-            values.narrow(-2, filled, added).copy_(value_states)
-            self.keys, self.values = keys.narrow(-2, 0, needed), values.narrow(-2, 0, needed)
+            self.keys, self.values = self._grown(filled, key_states, value_states)
         self._returned = self.keys
         return self.keys, self.values
+
+    def _grown(
+        self, filled: int, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if filled == 0:
+            # A prompt stays where it is: whoever only reads it in needs no second copy, and no room.
+            self._buffers = None
+            return key_states, value_states
+        added = key_states.shape[-2]
+        needed = filled + added
+        if not self._has_room(needed):
+            self._make_room(filled, needed, key_states, value_states)
+        keys, values = self._buffers  # type: ignore[misc]
+        # Not by index: for one token that would take longer than the copies.
+        keys.narrow(-2, filled, added).copy_(key_states)
+        values.narrow(-2, filled, added).copy_(value_states)
+        return keys.narrow(-2, 0, needed), values.narrow(-2, 0, needed)
 
     def reset(self) -> None:
         """Forget all, and let its memory go."""
@@ -76,8 +85,7 @@ class GrowingLayer(DynamicLayer):
         buffers = []
         for kept, states in zip((self.keys, self.values), new_states, strict=True):
             buffer = states.new_empty((*states.shape[:-2], roomy, states.shape[-1]))
-            if filled:
-                buffer[..., :filled, :] = kept
+            buffer[..., :filled, :] = kept
             buffers.append(buffer)
         self._buffers = (buffers[0], buffers[1])
 

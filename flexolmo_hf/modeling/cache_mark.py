@@ -8,6 +8,7 @@ rows of the cache through beam search and batch selection.
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from transformers.cache_utils import Cache
@@ -102,18 +103,29 @@ def _shape_of(cache: Any) -> tuple[int, int, int]:
 class _FollowRows:
     """Stands in one cache in the place of a method that moves rows, and moves the mark with them.
 
-    An object and not a bound method: pickles and deep copies of the cache get one of their own.
+    An object and not a bound method: pickles and deep copies of the cache get one of their own. It does not hold the
+    cache, whose memory would then wait for the garbage collector.
     """
 
     def __init__(self, cache: Any, method: str):
-        self.cache, self.method = cache, method
+        self._cache, self.method = ref(cache), method
+
+    @property
+    def cache(self) -> Any:
+        """The cache whose method this is; None if there is none any more."""
+        return self._cache()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        mark = getattr(self.cache, _MARK, None)
+        cache = self.cache
+        mark = getattr(cache, _MARK, None)
         if mark is not None:
             argument = next(iter((*args, *kwargs.values())), None)
-            setattr(self.cache, _MARK, _MOVED[self.method](mark, argument))
-        return getattr(type(self.cache), self.method)(self.cache, *args, **kwargs)
+            setattr(cache, _MARK, _MOVED[self.method](mark, argument))
+        return getattr(type(cache), self.method)(cache, *args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        # While a cache is copied or pickled, it stands for its copy.
+        return _FollowRows, (self.cache, self.method)
 
 
 def _reordered(mark: CacheMark, indices: torch.Tensor) -> CacheMark:

@@ -1,6 +1,6 @@
 """Matrix products with few rows on a CPU, as in decoding a small batch: as fast as the weights can be read.
 
-Shape letters: n rows, I input width, O output width, S columns of a block.
+Shape letters: n rows, I input width, O output width, B blocks of it, S columns of a block.
 """
 
 import torch
@@ -36,15 +36,14 @@ def multiply(rows_nI: torch.Tensor, weight_OI: torch.Tensor, out: torch.Tensor |
     width = next((width for width in _BLOCK_WIDTHS if weight_OI.shape[0] % width == 0), None)
     if width is None or count in _WEIGHT_LEFT:
         products_nO = (weight_OI @ rows_nI.T).T
-    else:
-        products_nO = _in_blocks(rows_nI, weight_OI, width)
-    return products_nO if out is None else out.copy_(products_nO)
-
-
-def _in_blocks(rows_nI: torch.Tensor, weight_OI: torch.Tensor, width: int) -> torch.Tensor:
+        return products_nO if out is None else out.copy_(products_nO)
     blocks = weight_OI.view(-1, width, weight_OI.shape[1])
     products_BnS = torch.bmm(rows_nI.expand(blocks.shape[0], -1, -1), blocks.transpose(1, 2))
-    return products_BnS.transpose(0, 1).reshape(rows_nI.shape[0], -1)
+    products_nBS = products_BnS.transpose(0, 1)
+    if out is None:
+        return products_nBS.reshape(count, -1)
+    out.unflatten(1, (-1, width)).copy_(products_nBS)
+    return out
 
 
 class FewRowsLinear(nn.Linear):

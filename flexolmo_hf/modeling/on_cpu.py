@@ -94,8 +94,8 @@ def mix(
         shares = shares_S1[start:stop]
         if positions_S is None:
             outputs = _run(buffers, [tokens_NH] * len(counts[group]), weights[group], activation)
-            for of_expert, share in zip(outputs.split(counts[group]), shares.split(counts[group]), strict=True):
-                mixed.addcmul_(of_expert, share)
+            for of_expert in outputs.mul_(shares).split(counts[group]):
+                mixed.add_(of_expert)
         else:
             here = positions_S[start:stop]
             pieces = tokens_NH.index_select(0, here).split(counts[group])

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -287,3 +289,41 @@ def test_a_compiled_prefill_checks_the_cache_too(input_ids):
     longer = torch.cat([input_ids[:1], input_ids[1:2, :4]], dim=1)
     with pytest.raises(CacheExpertSetError):
         model.generate(longer, past_key_values=cache, active_experts=["public"], **options)
+
+
+def called(model, ids):
+    return model(ids).past_key_values
+
+
+def given(model, ids):
+    cache = DynamicCache()
+    model(ids, past_key_values=cache)
+    return cache
+
+
+def generated(model, ids):
+    return model.generate(ids, max_new_tokens=2, return_dict_in_generate=True).past_key_values
+
+
+def beams(model, ids):
+    return model.generate(ids, max_new_tokens=2, num_beams=2, return_dict_in_generate=True).past_key_values
+
+
+def copied(model, ids):
+    return copy.deepcopy(called(model, ids))
+
+
+@pytest.mark.parametrize("make", [called, given, generated, beams, copied])
+@torch.no_grad()
+def test_a_cache_that_nobody_holds_frees_its_memory_at_once(input_ids, make):
+    model = named_model()
+    gc.collect()
+    gc.disable()
+    try:
+        cache = make(model, input_ids)
+        assert cache.get_seq_length() > 0
+        left = [weakref.ref(cache), weakref.ref(cache.layers[0].keys), weakref.ref(cache.layers[-1].values)]
+        del cache
+        assert [found() for found in left] == [None] * 3
+    finally:
+        gc.enable()
