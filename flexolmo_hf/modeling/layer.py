@@ -48,14 +48,14 @@ class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
         """Run attention and the mixture, each with its norm after it and a residual around it, ``(B, T, H)``."""
         weights = one_token.plain_weights(self, hidden_states, kwargs)
         if weights is not None:
-            return self._of_one_token(hidden_states, expert_selection, weights, **kwargs)
+            return self._of_one_token_each(hidden_states, expert_selection, weights, **kwargs)
         attended, _ = self.self_attn(hidden_states=hidden_states, **kwargs)
         hidden_states = hidden_states + self.post_attention_layernorm(attended)
         return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states, expert_selection))
 
-    def _of_one_token(
+    def _of_one_token_each(
         self,
-        hidden_11H: torch.Tensor,
+        hidden_B1H: torch.Tensor,
         selection: Selection | None,
         weights: one_token.Weights,
         position_embeddings: Any,
@@ -63,13 +63,15 @@ class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
         past_key_values: Any = None,
         **_: Any,
     ) -> torch.Tensor:
-        token_H = hidden_11H.view(-1)
-        attended_H = one_token.attend(
-            self.self_attn, token_H, weights, position_embeddings, attention_mask, past_key_values
+        tokens_BH = hidden_B1H.view(len(hidden_B1H), -1)
+        attended_BH = one_token.attend(
+            self.self_attn, tokens_BH, weights, position_embeddings, attention_mask, past_key_values
         )
-        token_H = one_token.add_normed(token_H, attended_H, self.post_attention_layernorm, weights.attention_norm)
-        mixed_H = self.mlp.of_one_token(token_H, selection)
-        if mixed_H is None:
-            mixed_H = self.mlp(token_H.view_as(hidden_11H), selection).view(-1)
-        token_H = one_token.add_normed(token_H, mixed_H, self.post_feedforward_layernorm, weights.mixture_norm)
-        return token_H.view_as(hidden_11H)
+        tokens_BH = one_token.add_normed(tokens_BH, attended_BH, self.post_attention_layernorm, weights.attention_norm)
+        mixed_BH = None
+        if len(tokens_BH) == 1 and (mixed_H := self.mlp.of_one_token(tokens_BH[0], selection)) is not None:
+            mixed_BH = mixed_H.unsqueeze(0)
+        if mixed_BH is None:
+            mixed_BH = self.mlp(tokens_BH.view_as(hidden_B1H), selection).view_as(tokens_BH)
+        tokens_BH = one_token.add_normed(tokens_BH, mixed_BH, self.post_feedforward_layernorm, weights.mixture_norm)
+        return tokens_BH.view_as(hidden_B1H)

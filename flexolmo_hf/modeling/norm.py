@@ -34,7 +34,7 @@ class FlexOlmoRMSNorm(upstream.FlexOlmoRMSNorm):
             # To the bit what upstream gives.
             output = F.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
         else:
-            output = (hidden_states * _scale(hidden_states, self.variance_epsilon)).mul_(weight)
+            output = (hidden_states * scale_rows(hidden_states, self.variance_epsilon)).mul_(weight)
         return output
 
 
@@ -58,8 +58,8 @@ def _of_one_token(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) ->
     return (hidden * weight).div_(length).mul_(width**0.5)
 
 
-def _scale(hidden: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Return what to multiply by, ``(..., 1)``."""
+def scale_rows(hidden: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Return one over the root mean square of the last dimension, ``(..., 1)``."""
     squares = torch.linalg.vecdot(hidden, hidden).unsqueeze(-1)
     return squares.div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
 
@@ -70,7 +70,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-        scale = _scale(hidden, epsilon)
+        scale = scale_rows(hidden, epsilon)
         return (hidden * scale).mul_(weight), scale
 
     @staticmethod

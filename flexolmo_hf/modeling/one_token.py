@@ -1,10 +1,10 @@
-"""One token of one row through a decoder layer on a CPU, as in decoding: the layer's own steps, in few operations.
+"""One token of each row through a decoder layer on a CPU, as in decoding: the layer's own steps, in few operations.
 
 Every weight is read once for each token and drives all else out of the cores' caches, so that each operation between
-two products waits for its own code before it touches a few kilobytes. What counts is how many there are: the modules
-take about ninety in a layer, this about thirty.
+two products waits for its own code before it touches a few kilobytes. What counts is how many there are: with four
+experts and one row, the modules of a layer take 65 that compute, and this 39.
 
-Shape letters: H hidden, D width of a head, G heads of queries, J heads of keys, P = G + J.
+Shape letters: B rows, H hidden, D width of a head, G heads of queries, J heads of keys, P = G + J.
 """
 
 import threading
@@ -17,10 +17,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 
-from flexolmo_hf.modeling.few_rows import FewRowsLinear
-from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm
+from flexolmo_hf.modeling.few_rows import FewRowsLinear, multiply
+from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm, scale_rows
 from flexolmo_hf.modeling.untouched import is_untouched, nothing_watches
 
+# With more rows, what lies between the products is small beside them.
+_MOST_ROWS = 32
 # What attention is told in decoding. With more, its outcome may be another.
 _TOLD = {
     *("position_embeddings", "position_ids", "attention_mask", "past_key_values", "use_cache"),
@@ -50,11 +52,11 @@ def plain_weights(layer: nn.Module, hidden: torch.Tensor, told: dict[str, Any]) 
         told: The keywords for its attention.
 
     Returns:
-        Nothing where there is more than one token, where there is no CPU, or gradient, autocast or a compiler, for
-        other numbers than float32, where a module has a hook, an adapter, a bias, or weights of
-        another kind, and where attention is not torch's.
+        Nothing where a row has more than one token or there are many rows; where there is no CPU, or gradient, autocast
+        or a compiler; for other numbers than float32; where a module has a hook, an adapter, a bias, or weights of
+        another kind; and where attention is not torch's.
     """
-    if hidden.shape[:2] != (1, 1) or not nothing_watches(hidden):
+    if hidden.shape[1] != 1 or len(hidden) > _MOST_ROWS or not nothing_watches(hidden):
         return None
     modules = layer.__dict__["_modules"]
     attention = modules["self_attn"]
@@ -78,97 +80,116 @@ def plain_weights(layer: nn.Module, hidden: torch.Tensor, told: dict[str, Any]) 
 
 def attend(
     attention: Any,
-    token_H: torch.Tensor,
+    tokens_BH: torch.Tensor,
     weights: Weights,
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     attention_mask: torch.Tensor | None,
     cache: Any,
 ) -> torch.Tensor:
-    """Let one token look at those before it.
+    """Let one token of each row look at those before it.
 
     Args:
         attention: The layer's attention, which says how.
-        token_H: The token's residual stream.
+        tokens_BH: The tokens' residual stream.
         weights: From `plain_weights`.
-        position_embeddings: Cosines and sines of its position, ``(1, 1, D)`` each.
+        position_embeddings: Cosines and sines of their positions, ``(B, 1, D)`` each, or ``(1, 1, D)``.
         attention_mask: As upstream.
-        cache: Keys and values of the tokens before, to which its own are added; None for none.
+        cache: Keys and values of the tokens before, to which their own are added; None for none.
 
     Returns:
-        The output ``(H,)`` before its norm.
+        The output ``(B, H)`` before its norm.
     """
     width = attention.head_dim
-    at = _MEMORY.take(token_H, weights, width)
-    torch.mv(weights.queries, token_H, out=at.queries)
-    torch.mv(weights.keys, token_H, out=at.keys)
-    values = torch.mv(weights.values, token_H).view(1, -1, 1, width)
-    epsilon = attention.q_norm.variance_epsilon
-    torch.addcmul(_ZERO, at.queries, weights.query_norm, value=_scale(at.queries, epsilon), out=at.queries)
-    epsilon = attention.k_norm.variance_epsilon
-    torch.addcmul(_ZERO, at.keys, weights.key_norm, value=_scale(at.keys, epsilon), out=at.keys)
-    cosines, sines = position_embeddings
-    turned_1P1D = at.halves.flip(2).view_as(at.heads)
-    heads_1P1D = (at.heads * cosines).addcmul_(turned_1P1D, at.signed(sines))
-    queries, keys = heads_1P1D.split_with_sizes(at.counts, 1)
+    at = _MEMORY.take(tokens_BH, weights, width)
+    _multiply(tokens_BH, weights.queries, at.queries)
+    _multiply(tokens_BH, weights.keys, at.keys)
+    values = _multiply(tokens_BH, weights.values).view(len(tokens_BH), -1, 1, width)
+    for states, norm, weight in (
+        (at.queries, attention.q_norm, weights.query_norm),
+        (at.keys, attention.k_norm, weights.key_norm),
+    ):
+        if len(tokens_BH) == 1:
+            torch.addcmul(_ZERO, states, weight, value=_scale(states, norm.variance_epsilon), out=states)
+        else:
+            states.mul_(scale_rows(states, norm.variance_epsilon)).mul_(weight)
+    cosines, sines = at.turning(position_embeddings)
+    turned_BP1D = at.halves.flip(3).view_as(at.heads)
+    heads_BP1D = (at.heads * cosines).addcmul_(turned_BP1D, sines)
+    queries, keys = heads_BP1D.split_with_sizes(at.counts, 1)
     if cache is not None:
         keys, values = cache.update(keys, values, attention.layer_idx)
     if attention.num_key_value_groups == 1:
         seen = F.scaled_dot_product_attention(queries, keys, values, attention_mask, scale=attention.scaling)
     else:
         seen, _ = sdpa_attention_forward(attention, queries, keys, values, attention_mask, scaling=attention.scaling)
-    return torch.mv(weights.output, seen.reshape(-1))
+    return _multiply(seen.reshape(len(tokens_BH), -1), weights.output)
 
 
-def add_normed(residual_H: torch.Tensor, output_H: torch.Tensor, norm: Any, weight_H: torch.Tensor) -> torch.Tensor:
-    """Return ``residual + norm(output)``, ``(H,)``."""
-    return torch.addcmul(residual_H, output_H, weight_H, value=_scale(output_H, norm.variance_epsilon))
+def add_normed(residual_BH: torch.Tensor, output_BH: torch.Tensor, norm: Any, weight_H: torch.Tensor) -> torch.Tensor:
+    """Return ``residual + norm(output)``, ``(B, H)``."""
+    if len(output_BH) == 1:
+        return torch.addcmul(residual_BH, output_BH, weight_H, value=_scale(output_BH, norm.variance_epsilon))
+    return torch.addcmul(residual_BH, output_BH * scale_rows(output_BH, norm.variance_epsilon), weight_H)
 
 
 class _Memory(threading.local):
     """What is written into for every token, cut into views; each thread has its own.
 
     Attributes:
-        queries: ``(G * D,)``.
-        keys: ``(J * D,)``, right after the queries.
-        heads: Both, ``(1, P, 1, D)``.
-        halves: Both, ``(1, P, 2, D / 2)``.
+        queries: ``(B, G * D)``.
+        keys: ``(B, J * D)``, right after the queries.
+        heads: Both, ``(B, P, 1, D)``.
+        halves: Both, ``(B, P, 1, 2, D / 2)``.
         counts: G and J.
     """
 
     def __init__(self) -> None:
         self.shape: Any = None
+        self.cosines: torch.Tensor | None = None
         self.sines: torch.Tensor | None = None
 
-    def take(self, token_H: torch.Tensor, weights: Weights, width: int) -> "_Memory":
+    def take(self, tokens_BH: torch.Tensor, weights: Weights, width: int) -> "_Memory":
         """Make it fit, and return it."""
         wide, narrow = weights.queries.shape[0], weights.keys.shape[0]
         # Memory from inference mode may only be written there.
-        shape = (wide, narrow, width, torch.is_inference_mode_enabled())
+        shape = (len(tokens_BH), wide, narrow, width, torch.is_inference_mode_enabled())
         if shape != self.shape:
             # Whatever interrupts what follows leaves nothing that seems to fit.
             self.shape = None
-            both = token_H.new_empty(wide + narrow)
-            self.queries, self.keys = both[:wide], both[wide:]
-            self.heads, self.halves = both.view(1, -1, 1, width), both.view(1, -1, 2, width // 2)
+            both = tokens_BH.new_empty((len(tokens_BH), wide + narrow))
+            self.queries, self.keys = both[:, :wide], both[:, wide:]
+            self.heads = both.view(len(tokens_BH), -1, 1, width)
+            self.halves = both.view(len(tokens_BH), -1, 1, 2, width // 2)
             self.counts = [wide // width, narrow // width]
             self.shape = shape
         return self
 
-    def signed(self, sines_11D: torch.Tensor) -> torch.Tensor:
-        """Return the sines with which the exchanged halves of a head are multiplied, for all layers of a token."""
-        if sines_11D is not self.sines:
-            first, second = sines_11D.chunk(2, dim=-1)
-            self.signed_sines = torch.cat([-first, second], dim=-1)
-            self.sines = sines_11D
-        return self.signed_sines
+    def turning(self, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what heads and heads with exchanged halves are multiplied by, for all layers of a token."""
+        cosines, sines = position_embeddings
+        if sines is not self.sines or cosines is not self.cosines:
+            first, second = sines.chunk(2, dim=-1)
+            self.signed_sines = torch.cat([-first, second], dim=-1).unsqueeze(1)
+            self.wide_cosines = cosines.unsqueeze(1)
+            self.cosines, self.sines = cosines, sines
+        return self.wide_cosines, self.signed_sines
 
 
 _MEMORY = _Memory()
 _ZERO = torch.zeros(1)
 
 
-def _scale(token: torch.Tensor, epsilon: float) -> float:
+def _multiply(rows_BI: torch.Tensor, weight_OI: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    if len(rows_BI) != 1:
+        return multiply(rows_BI, weight_OI, out)
+    if out is None:
+        return torch.mv(weight_OI, rows_BI.view(-1)).unsqueeze(0)
+    return torch.mv(weight_OI, rows_BI.view(-1), out=out.view(-1))
+
+
+def _scale(token_1H: torch.Tensor, epsilon: float) -> float:
     """Return one over the root mean square."""
+    token = token_1H.view(-1)
     square = torch.dot(token, token).item() / len(token) + epsilon
     return square**-0.5 if square else float("inf")
 

@@ -1,4 +1,4 @@
-"""One token takes a shorter way through a layer than its modules do, to the same end; whoever watches them is asked."""
+"""One token of each row takes a shorter way through a layer than its modules do; whoever watches them is asked."""
 
 import copy
 
@@ -10,8 +10,8 @@ from transformers import AttentionInterface, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 
+from flexolmo_hf.modeling import few_rows, one_token
 from flexolmo_hf.modeling import layer as layer_file
-from flexolmo_hf.modeling import one_token
 from flexolmo_hf.modeling.few_rows import FewRowsLinear
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm
@@ -100,6 +100,50 @@ def test_masks_and_caches_are_heeded(monkeypatch, input_ids, short, changes, sta
         assert not torch.allclose(found[:, 2:], decoded(model, ids)[:, 2:])
 
 
+@pytest.mark.parametrize("changes", [{}, GROUPED], ids=str)
+@pytest.mark.parametrize("per_token", [4, 2])
+@pytest.mark.parametrize("rows", [2, 5, 12])
+@pytest.mark.parametrize("sets", [None, ["public", "news"], "each"], ids=str)
+@torch.no_grad()
+def test_several_rows_go_the_short_way_together(monkeypatch, short, changes, per_token, rows, sets):
+    monkeypatch.setattr(few_rows, "_SMALL", 0)
+    model, ids = named_model(per_token, **changes), torch.randint(3, 90, (rows, 6))
+    each = [["public"], ["math", "code"], None, ["news", "public", "code"]]
+    sets = [each[row % 4] for row in range(rows)] if sets == "each" else sets
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+
+    def run():
+        cache, logits = model(ids[:, :3], attention_mask=mask[:, :3], active_experts=sets).past_key_values, []
+        for at in range(3, 6):
+            now = {"attention_mask": mask[:, : at + 1], "past_key_values": cache, "active_experts": sets}
+            logits.append(model(ids[:, at : at + 1], **now).logits)
+        return torch.cat(logits, dim=1)
+
+    found = run()
+    assert short["attention"] == [False] * 2 + [True] * 6
+    torch.testing.assert_close(found, by_modules(monkeypatch, run), **NEAR)
+    alone = model(ids[:1], active_experts=[sets[0]] if sets and isinstance(sets[0], list) else sets).logits
+    torch.testing.assert_close(found[0], alone[0, 3:], **NEAR)
+
+
+@pytest.mark.parametrize("per_token", [4, 2])
+@torch.no_grad()
+def test_what_a_row_may_not_use_leaves_no_trace_in_it(input_ids, per_token):
+    model, ids = named_model(per_token), torch.randint(3, 90, (3, 4))
+    rows = [["public"], ["public", "math"], ["code", "news"]]
+
+    def run():
+        cache = model(ids[:, :2], active_experts=rows).past_key_values
+        return model(ids[:, 2:3], past_key_values=cache, active_experts=rows).logits
+
+    before = run()
+    poison(model, ["code", "news"])
+    after = run()
+    assert torch.equal(after[:2], before[:2])
+    assert after[2].isnan().all()
+
+
 @pytest.mark.parametrize("per_token", [4, 2])
 @torch.no_grad()
 def test_what_is_off_leaves_no_trace(input_ids, short, per_token):
@@ -115,7 +159,7 @@ def test_what_is_off_leaves_no_trace(input_ids, short, per_token):
 def test_more_than_a_token_and_other_numbers_go_through_the_modules(input_ids, short):
     model = named_model()
     model(input_ids[:1, :2])
-    model(input_ids[:2, :1])
+    model(input_ids[:1, :1].repeat(33, 1))
     copy.deepcopy(model).to(torch.bfloat16)(input_ids[:1, :1])
     copy.deepcopy(model).double()(input_ids[:1, :1])
     eager = copy.deepcopy(model)
@@ -241,9 +285,9 @@ def test_memory_that_stays_holds_nothing_that_is_read_or_handed_out(input_ids):
 
 
 def test_a_row_of_zeros_has_no_scale():
-    assert one_token._scale(torch.zeros(3), 0.0) == float("inf")
-    assert one_token._scale(torch.full((4,), 2.0), 12.0) == 0.25
-    assert torch.tensor(one_token._scale(torch.tensor([float("nan")]), 1e-6)).isnan()
+    assert one_token._scale(torch.zeros(1, 3), 0.0) == float("inf")
+    assert one_token._scale(torch.full((1, 4), 2.0), 12.0) == 0.25
+    assert torch.tensor(one_token._scale(torch.tensor([[float("nan")]]), 1e-6)).isnan()
 
 
 @torch.no_grad()
