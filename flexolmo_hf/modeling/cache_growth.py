@@ -48,10 +48,6 @@ class GrowingLayer(DynamicLayer):
     def _grown(
         self, filled: int, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if filled == 0:
-            # A prompt stays where it is: whoever only reads it in needs no second copy, and no room.
-            self._buffers = None
-            return key_states, value_states
         added = key_states.shape[-2]
         needed = filled + added
         if not self._has_room(needed):
@@ -85,7 +81,8 @@ class GrowingLayer(DynamicLayer):
         buffers = []
         for kept, states in zip((self.keys, self.values), new_states, strict=True):
             buffer = states.new_empty((*states.shape[:-2], roomy, states.shape[-1]))
-            buffer[..., :filled, :] = kept
+            if filled:
+                buffer[..., :filled, :] = kept
             buffers.append(buffer)
         self._buffers = (buffers[0], buffers[1])
 

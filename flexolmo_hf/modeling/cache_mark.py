@@ -108,7 +108,8 @@ class _FollowRows:
     """
 
     def __init__(self, cache: Any, method: str):
-        self._cache, self.method = ref(cache), method
+        self._cache: Any = ref(cache)
+        self.kind, self.layers, self.method = type(cache), cache.layers, method
 
     @property
     def cache(self) -> Any:
@@ -117,6 +118,10 @@ class _FollowRows:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache = self.cache
+        if cache is None:
+            # A shallow copy has outlived the original, whose layers it has.
+            cache = object.__new__(self.kind)
+            cache.layers = self.layers
         mark = getattr(cache, _MARK, None)
         if mark is not None:
             argument = next(iter((*args, *kwargs.values())), None)
@@ -125,7 +130,18 @@ class _FollowRows:
 
     def __reduce__(self) -> Any:
         # While a cache is copied or pickled, it stands for its copy.
-        return _FollowRows, (self.cache, self.method)
+        return _follower, (self.cache, self.kind, self.layers, self.method)
+
+
+def _follower(cache: Any, kind: type, layers: list[Any], method: str) -> _FollowRows:
+    follower = _FollowRows.__new__(_FollowRows)
+    follower._cache = _nothing if cache is None else ref(cache)
+    follower.kind, follower.layers, follower.method = kind, layers, method
+    return follower
+
+
+def _nothing() -> None:
+    """Stand for a reference to what is gone; unlike a lambda, it can be pickled."""
 
 
 def _reordered(mark: CacheMark, indices: torch.Tensor) -> CacheMark:

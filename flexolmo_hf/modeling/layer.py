@@ -69,8 +69,9 @@ class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
         )
         tokens_BH = one_token.add_normed(tokens_BH, attended_BH, self.post_attention_layernorm, weights.attention_norm)
         mixed_BH = None
-        if len(tokens_BH) == 1 and (mixed_H := self.mlp.of_one_token(tokens_BH[0], selection)) is not None:
-            mixed_BH = mixed_H.unsqueeze(0)
+        if len(tokens_BH) == 1 and type(self.mlp) is FlexOlmoMixture:
+            mixed_H = self.mlp.of_one_token(tokens_BH[0], selection)
+            mixed_BH = None if mixed_H is None else mixed_H.unsqueeze(0)
         if mixed_BH is None:
             mixed_BH = self.mlp(tokens_BH.view_as(hidden_B1H), selection).view_as(tokens_BH)
         tokens_BH = one_token.add_normed(tokens_BH, mixed_BH, self.post_feedforward_layernorm, weights.mixture_norm)

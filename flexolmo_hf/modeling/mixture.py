@@ -111,8 +111,9 @@ class FlexOlmoMixture(nn.Module):
             return None
         if wanted not in (AUTO, DENSE, EAGER):
             return None
-        if selection is not None and selection.per_row:
+        if type(self.gate) is not FlexOlmoRouter or (selection is not None and selection.per_row):
             return None
+        selection = None if selection is None else selection.to(token_H.device)
         probs_A = self.gate.of_one_token(token_H, selection)
         if probs_A is None:
             return None

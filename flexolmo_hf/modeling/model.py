@@ -93,8 +93,10 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
         return outputs
 
     def _check_cache(self, cache: Any, selection: Selection) -> None:
-        attention: Any = self.layers[0].self_attn
-        shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, attention.head_dim)
+        config = self.config
+        # As upstream's attention has it; a library may have wrapped the module itself.
+        width = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+        shape = (config.num_hidden_layers, config.num_key_value_heads, width)
         check_cache(cache, self.identity, selection.names, shape)
 
     def _mark_new_cache(self, outputs: Any, selection: Selection) -> None:

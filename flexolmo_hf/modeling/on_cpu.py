@@ -21,7 +21,7 @@ from transformers.activations import SiLUActivation
 from flexolmo_hf.modeling.adjacent import join_adjacent
 from flexolmo_hf.modeling.expert import FlexOlmoExpert
 from flexolmo_hf.modeling.few_rows import FewRowsLinear, multiply
-from flexolmo_hf.modeling.untouched import is_untouched, nothing_watches
+from flexolmo_hf.modeling.untouched import is_untouched, nothing_watches, plain_weight
 
 # So many tokens of all experts are worked on in one piece; more of them do not stay in a core's cache.
 _TOKENS_AT_ONCE = 64
@@ -54,8 +54,8 @@ def plain_weights(experts: Sequence[nn.Module], tokens: torch.Tensor) -> list[We
     """
     if not nothing_watches(tokens) or _forwards() != _FORWARDS:
         return None
-    activation = type(experts[0].__dict__["_modules"].get("act_fn")) if experts else None
-    weights = [_weights_of(expert, activation) for expert in experts]
+    first = experts[0].__dict__["_modules"].get("act_fn") if experts else None
+    weights = [_weights_of(expert, first) for expert in experts]
     return None if None in weights else weights  # type: ignore[return-value]
 
 
@@ -190,7 +190,8 @@ def _run(
     counts = [piece.shape[0] for piece in pieces]
     total = sum(counts)
     outputs_SH = buffers.outputs_SH[:total]
-    if len(pieces) == 1 and total > _FEW:
+    # Other activation functions may look at a token's neurons side by side.
+    if len(pieces) == 1 and total > _FEW and isinstance(activation, nn.SiLU | SiLUActivation):
         _run_on_columns(buffers, pieces[0], weights[0], activation, outputs_SH)
         return outputs_SH
     gates_SF, ups_SF = buffers.gates_SF[:total], buffers.ups_SF[:total]
@@ -245,20 +246,16 @@ def _groups(counts: Sequence[int]) -> Iterator[slice]:
         yield slice(start, len(counts))
 
 
-def _weights_of(expert: Any, activation: type | None) -> Weights | None:
+def _weights_of(expert: Any, first: nn.Module | None) -> Weights | None:
     if type(expert) is not FlexOlmoExpert or not is_untouched(expert.__dict__):
         return None
-    # One of another kind, or with values or hooks of its own, is not that of the first.
-    function = expert.__dict__["_modules"].get("act_fn")
-    if type(function) is not activation or function.__dict__["_parameters"] or not is_untouched(function.__dict__):
+    if not _is_plain_and_like(expert.__dict__["_modules"].get("act_fn"), first):
         return None
     found = []
     for name in ("gate_proj", "up_proj", "down_proj"):
         linear = expert.__dict__["_modules"].get(name)
-        if type(linear) is not FewRowsLinear or not is_untouched(linear.__dict__):
-            return None
-        weight = linear.__dict__["_parameters"].get("weight")
-        if type(weight) is not nn.Parameter:
+        weight = plain_weight(linear) if type(linear) is FewRowsLinear else None
+        if weight is None:
             return None
         found.append(weight)
     gate, up, down = found
@@ -266,6 +263,22 @@ def _weights_of(expert: Any, activation: type | None) -> Weights | None:
     if joined is None or not joined.holds(gate, up):
         joined = expert.joined = join_adjacent(gate.data, up.data)
     return Weights(gate, up, down, None if joined is None else joined.both)
+
+
+def _is_plain_and_like(function: Any, first: Any) -> bool:
+    # One of another kind, or with values, settings or hooks of its own, is not that of the first expert.
+    if type(function) is not type(first) or not is_untouched(function.__dict__) or function.__dict__["_parameters"]:
+        return False
+    return (
+        function is first or isinstance(function, nn.SiLU | SiLUActivation) or _settings(function) == _settings(first)
+    )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_ALL_MODULES}
+
+
+_OF_ALL_MODULES = set(vars(nn.Module()))
 
 
 def _forwards() -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 
 from flexolmo_hf.modeling.few_rows import FewRowsLinear, multiply
 from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm, scale_rows
-from flexolmo_hf.modeling.untouched import is_untouched, nothing_watches
+from flexolmo_hf.modeling.untouched import is_untouched, nothing_watches, plain_weight
 
 # With more rows, what lies between the products is small beside them.
 _MOST_ROWS = 32
@@ -61,7 +61,9 @@ def plain_weights(layer: nn.Module, hidden: torch.Tensor, told: dict[str, Any]) 
     modules = layer.__dict__["_modules"]
     attention = modules["self_attn"]
     state = attention.__dict__
-    if _forwards() != _FORWARDS or not is_untouched(state) or not told.keys() <= _TOLD:
+    if _forwards() != _FORWARDS or getattr(type(attention), "forward", None) is not _FORWARDS[0]:
+        return None
+    if not is_untouched(state) or not told.keys() <= _TOLD:
         return None
     # Another interface may ask for more than `attend` gives, or give more.
     if ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, None) is not sdpa_attention_forward:
@@ -112,7 +114,7 @@ def attend(
             torch.addcmul(_ZERO, states, weight, value=_scale(states, norm.variance_epsilon), out=states)
         else:
             states.mul_(scale_rows(states, norm.variance_epsilon)).mul_(weight)
-    cosines, sines = at.turning(position_embeddings)
+    cosines, sines = at.turning(position_embeddings, anew=attention.layer_idx == 0)
     turned_BP1D = at.halves.flip(3).view_as(at.heads)
     heads_BP1D = (at.heads * cosines).addcmul_(turned_BP1D, sines)
     queries, keys = heads_BP1D.split_with_sizes(at.counts, 1)
@@ -164,10 +166,12 @@ class _Memory(threading.local):
             self.shape = shape
         return self
 
-    def turning(self, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what heads and heads with exchanged halves are multiplied by, for all layers of a token."""
+    def turning(
+        self, position_embeddings: tuple[torch.Tensor, torch.Tensor], *, anew: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what heads and heads with exchanged halves are multiplied by, made once for all layers of a token."""
         cosines, sines = position_embeddings
-        if sines is not self.sines or cosines is not self.cosines:
+        if anew or sines is not self.sines or cosines is not self.cosines:
             first, second = sines.chunk(2, dim=-1)
             self.signed_sines = torch.cat([-first, second], dim=-1).unsqueeze(1)
             self.wide_cosines = cosines.unsqueeze(1)
@@ -176,7 +180,8 @@ class _Memory(threading.local):
 
 
 _MEMORY = _Memory()
-_ZERO = torch.zeros(1)
+# Whatever the default device was when this was imported.
+_ZERO = torch.zeros(1, device="cpu", dtype=torch.float32)
 
 
 def _multiply(rows_BI: torch.Tensor, weight_OI: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -194,12 +199,9 @@ def _scale(token_1H: torch.Tensor, epsilon: float) -> float:
     return square**-0.5 if square else float("inf")
 
 
-def _weight(module: Any, kind: type) -> torch.Tensor | None:
-    state = module.__dict__
-    if type(module) is not kind or not is_untouched(state) or state["_parameters"].get("bias") is not None:
-        return None
-    weight = state["_parameters"]["weight"]
-    return weight if type(weight) is nn.Parameter and weight.dtype == torch.float32 else None
+def _weight(module: Any, kind: type[nn.Module]) -> torch.Tensor | None:
+    weight = plain_weight(module) if type(module) is kind else None
+    return weight if weight is not None and weight.dtype == torch.float32 else None
 
 
 def _forwards() -> tuple[Any, ...]:

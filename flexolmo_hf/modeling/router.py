@@ -68,9 +68,7 @@ class FlexOlmoRouter(FlexOlmoTopKRouter):
             token_H: The residual stream, on a CPU.
             selection: One set for the whole batch, or None for all in memory.
         """
-        if type(self) is not FlexOlmoRouter or FlexOlmoRouter.forward is not _FORWARD:
-            return None
-        if not is_untouched(self.__dict__):
+        if FlexOlmoRouter.forward is not _FORWARD or not is_untouched(self.__dict__):
             return None
         weight, bias = self.rows(None if selection is None else selection.positions)
         logits = torch.mv(weight, token_H)

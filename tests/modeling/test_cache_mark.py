@@ -327,3 +327,20 @@ def test_a_cache_that_nobody_holds_frees_its_memory_at_once(input_ids, make):
         assert [found() for found in left] == [None] * 3
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    "again", [lambda cache: cache, copy.deepcopy, COPIES["pickle"]], ids=["itself", "deep", "pickle"]
+)
+@torch.no_grad()
+def test_a_shallow_copy_outlives_the_original_and_is_refused(input_ids, again):
+    model = named_model()
+    cache = again(copy.copy(model(input_ids).past_key_values))
+    gc.collect()
+    cache.reorder_cache(torch.tensor([2, 0]))
+    assert cache.layers[0].keys.shape[0] == 2
+    with pytest.raises(ForeignCacheError):
+        model(input_ids[:2, :1], past_key_values=cache)
+    model.mark_cache(cache)
+    model(input_ids[:2, :1], past_key_values=cache)
+    cache.reset()

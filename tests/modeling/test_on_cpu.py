@@ -273,3 +273,27 @@ def test_threads_do_not_write_into_each_others_memory():
 def _without_gradient(model, ids):
     # Whether gradient is wanted is said in each thread.
     return model(ids).logits
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 200])
+@torch.no_grad()
+def test_an_activation_may_look_at_all_neurons_of_a_token(tokens):
+    model = named_model(1)
+    model.set_active_experts(["public"])
+    for mixture in model.mixtures:
+        for expert in mixture.experts.values():
+            expert.act_fn = nn.Softmax(-1)
+    ids = torch.randint(3, 90, (1, tokens))
+    found = model(ids).logits
+    with torch.enable_grad():
+        torch.testing.assert_close(found, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_activations_of_one_kind_with_other_settings_are_called_themselves(input_ids):
+    model = named_model()
+    for slope, expert in zip((0.1, 0.1, 0.1, 0.2), layer(model), strict=True):
+        expert.act_fn = nn.LeakyReLU(slope)
+    assert plain(layer(model)) is None
+    layer(model)[3].act_fn.negative_slope = 0.1
+    assert plain(layer(model))

@@ -212,7 +212,9 @@ def test_a_module_that_somebody_watches_is_called(input_ids, short, name):
     assert called.count(3) > 20
 
 
-@pytest.mark.parametrize("name", ["q_proj", "o_proj", "k_norm", "after attention", "router"])
+@pytest.mark.parametrize(
+    "name", ["attention", "q_proj", "o_proj", "k_norm", "after attention", "mixture", "router", "expert"]
+)
 @torch.no_grad()
 def test_a_module_of_another_kind_is_called(input_ids, name):
     model, ids = named_model(), input_ids[:1, :3]
@@ -220,8 +222,10 @@ def test_a_module_of_another_kind_is_called(input_ids, name):
     old = parts(model)[name]
 
     class Another(type(old)):
-        def forward(self, *args):
-            output = super().forward(*args)
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            if name == "attention":
+                return output[0].roll(1, -1), output[1]
             return (output[0], output[1].roll(1, -1)) if isinstance(output, tuple) else output.roll(1, -1)
 
     old.__class__ = Another
@@ -232,6 +236,7 @@ def test_a_module_of_another_kind_is_called(input_ids, name):
     ("owner", "name"),
     [
         (upstream.FlexOlmoAttention, "forward"),
+        (layer_file.FlexOlmoAttention, "forward"),
         (upstream, "apply_rotary_pos_emb"),
         (FlexOlmoRMSNorm, "forward"),
         (FewRowsLinear, "forward"),
@@ -350,3 +355,99 @@ def test_the_mixture_never_takes_the_sets_of_several_rows_for_one():
     model = named_model()
     rows = model.select_experts([["public"], ["math", "code"]], 2)
     assert model.mixtures[0].of_one_token(torch.zeros(64), rows) is None
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["self_attn", "gate", "o_proj", "q_norm"])
+@torch.no_grad()
+def test_a_module_in_a_wrapper_is_called(input_ids, name):
+    model = named_model()
+    first = model.model.layers[0]
+    owner = {"self_attn": first, "gate": first.mlp}.get(name, first.self_attn)
+    expected = decoded(model, input_ids[:1, :3])
+    setattr(owner, name, Wrapped(getattr(owner, name)))
+    torch.testing.assert_close(decoded(model, input_ids[:1, :3]), expected, **NEAR)
+
+
+@pytest.mark.parametrize("name", ["q_proj", "k_norm"])
+@torch.no_grad()
+def test_a_weight_that_is_no_parameter_is_left_to_its_module(input_ids, short, name):
+    model = named_model()
+    expected = model(input_ids[:1, :1]).logits
+    module = getattr(model.model.layers[0].self_attn, name)
+    values = module.weight.data.clone()
+    del module.weight
+    module.weight = values
+    torch.testing.assert_close(model(input_ids[:1, :1]).logits, expected, **NEAR)
+    assert short["attention"] == [True, True, False, True]
+
+
+@torch.no_grad()
+def test_a_bias_that_somebody_added_counts(monkeypatch, input_ids):
+    model, ids = named_model(), input_ids[:1, :1]
+    attention, expert = model.model.layers[0].self_attn, model.expert_modules("math")[1]
+    for add in (
+        lambda: attention.o_proj.register_parameter("bias", nn.Parameter(torch.ones(64))),
+        lambda: (delattr(attention.v_proj, "bias"), attention.v_proj.register_buffer("bias", torch.ones(64))),
+        lambda: expert.down_proj.register_parameter("bias", nn.Parameter(torch.ones(64))),
+    ):
+        before = model(ids).logits
+        add()
+        with torch.enable_grad():
+            expected = model(ids).logits
+        assert not torch.allclose(before, expected, **NEAR)
+        torch.testing.assert_close(model(ids).logits, expected, **NEAR)
+
+
+@torch.no_grad()
+def test_a_mode_and_a_trace_see_the_modules(input_ids, short):
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    model, ids = named_model().requires_grad_(False), input_ids[:1, :1]
+    with Mode():
+        model(ids)
+    assert not any(short["attention"])
+
+    class Traced(nn.Module):
+        def forward(self, embeddings):
+            return model(inputs_embeds=embeddings, use_cache=False).logits
+
+    first, second = torch.randn(2, 1, 1, 64)
+    traced = torch.jit.trace(Traced(), (first,), check_trace=False)
+    torch.testing.assert_close(traced(second), Traced()(second), **NEAR)
+
+
+@torch.no_grad()
+def test_positions_that_are_written_in_place_are_read_anew(monkeypatch, input_ids):
+    model, ids = named_model(), input_ids[:1, :4]
+    rotary, kept = model.model.rotary_emb, []
+
+    def in_place(*args, real=rotary.forward, **kwargs):
+        found = real(*args, **kwargs)
+        if not kept or kept[0].shape != found[0].shape:
+            kept[:] = [part.clone() for part in found]
+        for part, new in zip(kept, found, strict=True):
+            part.copy_(new)
+        return tuple(kept)
+
+    rotary.forward = in_place
+    found = decoded(model, ids)
+    torch.testing.assert_close(found, by_modules(monkeypatch, lambda: decoded(model, ids)), **NEAR)
+
+
+@torch.no_grad()
+def test_a_compiled_module_is_called(input_ids, short):
+    model = named_model()
+    model.model.layers[0].self_attn.compile(backend="eager")
+    model(input_ids[:1, :1])
+    assert short["attention"] == [False, True]
