@@ -10,7 +10,7 @@ Shape letters: N tokens, H hidden, F feed-forward width, S the tokens of all exp
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,9 +54,31 @@ def plain_weights(experts: Sequence[nn.Module], tokens: torch.Tensor) -> list[We
     """
     if not nothing_watches(tokens) or _forwards() != _FORWARDS:
         return None
+    return untouched_weights(experts)
+
+
+def untouched_weights(experts: Sequence[nn.Module]) -> list[Weights] | None:
+    """Return the matrices of experts none of which has a hook, an adapter, or weights of another kind; else None."""
     first = experts[0].__dict__["_modules"].get("act_fn") if experts else None
     weights = [_weights_of(expert, first) for expert in experts]
     return None if None in weights else weights  # type: ignore[return-value]
+
+
+def run_alone(weights: Weights, activation: Any, forward: Callable[..., Any], hidden: torch.Tensor) -> torch.Tensor:
+    """Run one expert to the bit as `mix` does that has many tokens.
+
+    Args:
+        weights: From `untouched_weights`.
+        activation: The expert's activation function.
+        forward: What runs the expert where `mix` would call it itself.
+        hidden: What it works on, ``(..., H)``.
+    """
+    tokens_NH = hidden.reshape(-1, hidden.shape[-1])
+    if len(tokens_NH) <= _TOKENS_AT_ONCE or not nothing_watches(hidden) or _forwards() != _FORWARDS:
+        output: torch.Tensor = forward(hidden)
+        return output
+    buffers = _Buffers(tokens_NH, weights, len(tokens_NH))
+    return _run(buffers, [tokens_NH], [weights], activation).view_as(hidden)
 
 
 def mix(

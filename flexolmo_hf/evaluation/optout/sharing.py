@@ -10,6 +10,7 @@ softmax over the set, and change when an expert leaves it, whether or not it was
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,13 +36,15 @@ def shared_first_layer(model: ExpertSets, tokens: int) -> Iterator[None]:
         tokens: Tokens of the batch, padding included.
     """
     first: Any = model.base_model.layers[0]  # type: ignore[attr-defined]
-    modules = [first.self_attn]
+    modules, forwards = [first.self_attn], [first.self_attn.forward]
     # Few tokens of all experts are summed in one piece, which rounds otherwise than one expert after the other.
     if tokens > on_cpu._TOKENS_AT_ONCE and _all_run(model, first.mlp):
-        modules += first.mlp.experts.values()
+        experts = list(first.mlp.experts.values())
+        modules += experts
+        forwards += _as_the_mixture_runs_them(experts)
     before = [module.__dict__.get("forward") for module in modules]
-    for module in modules:
-        _replace(module, _Once(module.forward))
+    for module, forward in zip(modules, forwards, strict=True):
+        _replace(module, _Once(forward))
     try:
         yield
     finally:
@@ -54,6 +57,17 @@ def _all_run(model: ExpertSets, mixture: FlexOlmoMixture) -> bool:
     # modules, or sum in another order once a module is not plain.
     wanted = mixture.config._experts_implementation or AUTO
     return wanted in (AUTO, DENSE) and mixture.config.num_experts_per_tok >= len(model.active_experts)
+
+
+def _as_the_mixture_runs_them(experts: list[Any]) -> list[Callable[..., Any]]:
+    # A mixture does not call plain experts, and products of many tokens round otherwise than the modules' do.
+    weights = on_cpu.untouched_weights(experts)
+    if weights is None:
+        return [expert.forward for expert in experts]
+    return [
+        partial(on_cpu.run_alone, of_expert, expert.act_fn, expert.forward)
+        for expert, of_expert in zip(experts, weights, strict=True)
+    ]
 
 
 def _replace(module: nn.Module, forward: Callable[..., Any] | None) -> None:

@@ -31,7 +31,7 @@ def counted(module):
 
 @pytest.mark.parametrize("per_token", [4, 2], ids=["all of 4", "2 of 4"])
 @pytest.mark.parametrize("implementation", ["auto", "eager", "grouped_mm"])
-@pytest.mark.parametrize("tokens", [(1, 5), (4, 16), (5, 13), (8, 11)], ids=str)
+@pytest.mark.parametrize("tokens", [(1, 5), (4, 16), (5, 13), (8, 11), (3, 70)], ids=str)
 @torch.no_grad()
 def test_sharing_changes_no_bit_of_any_sets_logits(per_token, implementation, tokens):
     model = named_model(per_token)
