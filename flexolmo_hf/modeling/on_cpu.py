@@ -25,8 +25,6 @@ from flexolmo_hf.modeling.untouched import is_untouched, nothing_watches, plain_
 
 # So many tokens of all experts are worked on in one piece; more of them do not stay in a core's cache.
 _TOKENS_AT_ONCE = 64
-# A weight times more columns than this is faster than so many rows times the weight; see also `few_rows`.
-_FEW = 64
 # An activation function works on so many bytes at once, and rounds what is left over at a row's end differently.
 _BYTES_AT_ONCE = 128
 
@@ -213,7 +211,7 @@ def _run(
     total = sum(counts)
     outputs_SH = buffers.outputs_SH[:total]
     # Other activation functions may look at a token's neurons side by side.
-    if len(pieces) == 1 and total > _FEW and isinstance(activation, nn.SiLU | SiLUActivation):
+    if len(pieces) == 1 and total > _TOKENS_AT_ONCE and isinstance(activation, nn.SiLU | SiLUActivation):
         _run_on_columns(buffers, pieces[0], weights[0], activation, outputs_SH)
         return outputs_SH
     gates_SF, ups_SF = buffers.gates_SF[:total], buffers.ups_SF[:total]
@@ -236,8 +234,8 @@ def _run(
 def _run_on_columns(
     buffers: _Buffers, tokens_nH: torch.Tensor, weights: Weights, activation: Any, outputs_nH: torch.Tensor
 ) -> None:
-    # With the weight on the left, gates and ups are columns: the products take about 6% less time than with rows, and
-    # what lies between them is in one piece.
+    # With the weight on the left, gates and ups are columns: such a product takes 4 to 19% less time than with rows, as
+    # measured with 96 to 512 tokens, and what lies between the products is in one piece.
     width = weights.gate_FH.shape[0]
     columns_2Fn = buffers.flat[: 2 * width * len(tokens_nH)].view(2 * width, -1)
     gates_Fn, ups_Fn = columns_2Fn[:width], columns_2Fn[width:]
