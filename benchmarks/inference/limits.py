@@ -10,6 +10,9 @@ from benchmarks.inference.settings import Settings
 def limit(ours: Worker, settings: Settings, weights: dict[str, int], *, per_token: int, **case: Any) -> float:
     """Return the seconds that the products of a case take: every used matrix once, with as many rows as it gets.
 
+    After a prefill the logits of each row's last token are asked for: the head and the last layer's experts, whose
+    outcome no other token reads, get these tokens alone.
+
     Args:
         ours: A worker on this machine.
         settings: How often to measure, and the shapes.
@@ -17,13 +20,33 @@ def limit(ours: Worker, settings: Settings, weights: dict[str, int], *, per_toke
         per_token: Experts per token.
         **case: The request to the workers.
     """
-    experts = weights["experts"]
-    tokens = case["batch"] * (case["tokens"] if case["do"] == "prefill" else 1)
-    # A token chooses its experts as if at random; with few tokens, some experts get none.
-    used = experts * (1 - (1 - per_token / experts) ** tokens)
-    rows = max(1, round(tokens * per_token / used))
-    shared, of_experts = _seconds_per_byte(ours, settings, tokens), _seconds_per_byte(ours, settings, rows)
-    return weights["always"] * shared + used * weights["expert"] * of_experts
+    shape, rows = settings.main, case["batch"]
+    tokens = rows * (case["tokens"] if case["do"] == "prefill" else 1)
+    per_byte = _Rate(ours, settings)
+    head = shape.vocabulary * shape.hidden * 4
+    experts_of_layer = weights["experts"] * weights["expert"] / shape.layers
+
+    def of_experts(tokens: int) -> float:
+        # A token chooses its experts as if at random; with few tokens, some experts get none.
+        share = 1 - (1 - per_token / weights["experts"]) ** tokens
+        each = max(1, round(tokens * per_token / (weights["experts"] * share)))
+        return share * experts_of_layer * per_byte(each)
+
+    shared = (weights["always"] - head) * per_byte(tokens) + head * per_byte(rows)
+    return shared + (shape.layers - 1) * of_experts(tokens) + of_experts(rows)
+
+
+class _Rate:
+    """The seconds per byte of multiplying so many rows by matrices, each number of rows measured once."""
+
+    def __init__(self, ours: Worker, settings: Settings):
+        self.ours, self.settings = ours, settings
+        self.found: dict[int, float] = {}
+
+    def __call__(self, rows: int) -> float:
+        if rows not in self.found:
+            self.found[rows] = _seconds_per_byte(self.ours, self.settings, rows)
+        return self.found[rows]
 
 
 def _seconds_per_byte(ours: Worker, settings: Settings, rows: int) -> float:

@@ -81,7 +81,9 @@ def _speed(results: dict[str, Any]) -> str:
     prose = _prose("""
 Milliseconds are for the whole prefill, or for one step of decoding. The limit is the time that the matrix products
 alone take: every matrix that is used once, with as many rows as it gets, by the fastest of `F.linear`,
-`weight @ rows.T`, and our own for few rows, measured right after the case.""")
+`weight @ rows.T`, and our own for few rows, measured right after the case. A prefill asks for the logits of its last
+token, as `generate` does: the head and the last layer's experts need only that one. Stock's last layer runs its
+experts for all tokens.""")
     return f"## Speed\n\n{prose}\n\n{_table([*head, 'limit (ms)'], rows)}"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flexolmo_hf.errors import ExpertNotLoadedError, ExpertRowsError, ExpertsChangedError
+from flexolmo_hf.errors import ConfigurationError, ExpertNotLoadedError, ExpertRowsError, ExpertsChangedError
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.expert_parallel import refuse_spread
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
@@ -22,6 +22,20 @@ from flexolmo_hf.modeling.stamp import Stamp
 
 # While experts come or go: no call may begin, and none that is running may end well.
 _CHANGING = Stamp()
+
+
+class ShownSet(list[str]):
+    """The set in force as the configuration shows it: whoever changes it there by hand is told, and not passed over.
+
+    Models may share a configuration, so that the one shown may be another model's.
+
+    Attributes:
+        written: The names as a model wrote them.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        super().__init__(names)
+        self.written = tuple(self)
 
 
 class ExpertSets:
@@ -63,6 +77,22 @@ class ExpertSets:
             return self._selection_of((selection.names[0],))
         return selection
 
+    def refuse_set_by_hand(self) -> None:
+        """Refuse a configuration whose set is not the one in force: whoever wrote it there meant it.
+
+        Raises:
+            ConfigurationError: If `config.active_experts` was changed by hand, to other experts.
+        """
+        shown = self.config.active_experts
+        if isinstance(shown, ShownSet) and tuple(shown) == shown.written:
+            return
+        in_force = self.active_experts
+        if set(self.expert_names if shown is None else shown) != set(in_force):
+            raise ConfigurationError(
+                f"config.active_experts was set to {shown} by hand, which no model follows: {in_force} is in force.",
+                f"Choose with model.set_active_experts({shown}).",
+            )
+
     def expert_position(self, name: str) -> int:
         """Return where an expert stands among those in memory.
 
@@ -101,7 +131,7 @@ class ExpertSets:
         """
         chosen = self._loaded_set(names) if names is not None else tuple(self.expert_names)
         selection = self._selection_of((chosen,))
-        self.config.active_experts = list(chosen)
+        self.config.active_experts = ShownSet(chosen)
         for mixture in self.mixtures:
             mixture.in_force = selection
         self._active_experts_changed()
@@ -135,9 +165,11 @@ class ExpertSets:
         Raises:
             ExpertRowsError: If there are more or fewer sets than rows, or a mask does not fit.
             UnknownExpertError, ExpertNotLoadedError, DuplicateExpertError, EmptyExpertSetError, ExpertTypeError: If a
-                set is none of this model's.
+                set is none of this model's. ConfigurationError: As `refuse_set_by_hand`, for the set in force.
         """
         if active_experts is None:
+            if not torch.compiler.is_compiling():
+                self.refuse_set_by_hand()
             return self._in_force
         if isinstance(active_experts, Selection):
             if batch is not None and active_experts.per_row and batch != active_experts.rows_given:

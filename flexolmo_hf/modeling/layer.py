@@ -13,6 +13,7 @@ from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 from flexolmo_hf.modeling import one_token
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.few_rows import FewRowsLinear
+from flexolmo_hf.modeling.kept_tokens import KeptTokens
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm
 from flexolmo_hf.modeling.selection import Selection
@@ -43,13 +44,29 @@ class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
         self.post_feedforward_layernorm = FlexOlmoRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
-        self, hidden_states: torch.Tensor, expert_selection: Selection | None = None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        expert_selection: Selection | None = None,
+        kept_tokens: KeptTokens | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        """Run attention and the mixture, each with its norm after it and a residual around it, ``(B, T, H)``."""
+        """Run attention and the mixture, each with its norm after it and a residual around it.
+
+        Args:
+            hidden_states: The residual stream, ``(B, T, H)``.
+            expert_selection: Who uses which experts; None for all in memory.
+            kept_tokens: Whose logits are asked for; None for all tokens.
+            **kwargs: As upstream, for attention.
+
+        Returns:
+            The residual stream, ``(B, T, H)``; of the last layer, perhaps that of the kept tokens alone.
+        """
         weights = one_token.plain_weights(self, hidden_states, kwargs)
         if weights is not None:
             return self._of_one_token_each(hidden_states, expert_selection, weights, **kwargs)
         attended, _ = self.self_attn(hidden_states=hidden_states, **kwargs)
+        if kept_tokens is not None and kept_tokens.leave_others_out(self, attended.shape[1]):
+            hidden_states, attended = kept_tokens.of(hidden_states), kept_tokens.of(attended)
         hidden_states = hidden_states + self.post_attention_layernorm(attended)
         return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states, expert_selection))
 

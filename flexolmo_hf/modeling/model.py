@@ -20,6 +20,7 @@ from flexolmo_hf.modeling.few_rows import FewRowsLinear
 from flexolmo_hf.modeling.files.checkpoint import NamedExpertCheckpoint
 from flexolmo_hf.modeling.generation import SetsInGeneration
 from flexolmo_hf.modeling.implementation import ExpertsImplementation
+from flexolmo_hf.modeling.kept_tokens import KeptTokens
 from flexolmo_hf.modeling.layer import FlexOlmoDecoderLayer
 from flexolmo_hf.modeling.live import LiveExperts
 from flexolmo_hf.modeling.names import parse_expert_set
@@ -62,7 +63,12 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
 
     @wraps(upstream.FlexOlmoModel.forward)
     def forward(
-        self, input_ids: torch.Tensor | None = None, *args: Any, active_experts: Any = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor | None = None,
+        *args: Any,
+        active_experts: Any = None,
+        kept_tokens: KeptTokens | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Run upstream's forward with the experts of this call, refusing keywords that nothing reads.
 
@@ -71,20 +77,21 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
             *args: As upstream.
             active_experts: Names for the whole batch; a list with names, or None, for each row; a bool mask ``(E,)`` or
                 ``(B, E)`` over the experts in memory; None for the set in force.
+            kept_tokens: From a head that reads these tokens alone, and looks whether the others were left out.
             **kwargs: As upstream; a head passes those it does not know on.
         """
         refuse_unknown(kwargs, _BACKBONE_ARGUMENTS)
-        selection = self._in_force
         cache = kwargs.get("past_key_values", args[2] if len(args) > 2 else None)
-        if active_experts is not None:
-            given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-            selection = self.select_experts(active_experts, None if given is None else given.shape[0])
+        given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        selection = self.select_experts(active_experts, None if given is None else given.shape[0])
         self.refuse_stale(selection)
         compiling = torch.compiler.is_compiling()
         if cache is not None and not (compiling and selection.checked):
             self._check_cache(cache, selection)
         if cache is not None and not compiling:
             let_grow(cache)
+        if kept_tokens is not None:
+            kwargs["kept_tokens"] = kept_tokens
         outputs = super().forward(input_ids, *args, expert_selection=selection, **kwargs)
         if cache is None and not compiling:
             self._mark_new_cache(outputs, selection)
@@ -183,13 +190,16 @@ class FlexOlmoForCausalLM(
             UnknownExpertError, ExpertNotLoadedError, DuplicateExpertError, EmptyExpertSetError, ExpertTypeError: If a
             set is none of this model's. ExpertRowsError: If the sets do not fit the batch. CacheExpertSetError,
             ForeignCacheError: If another set or model filled `past_key_values`. ConfigurationError: If that is no cache
-            of a decoder. UnknownArgumentError: If nothing reads a keyword.
+            of a decoder, or the configuration's set was changed by hand. UnknownArgumentError: If nothing reads a
+            keyword.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
-        if active_experts is not None:
-            given = input_ids if input_ids is not None else inputs_embeds
-            active_experts = self.select_experts(active_experts, None if given is None else given.shape[0])
+        given = input_ids if input_ids is not None else inputs_embeds
+        selection = self.select_experts(active_experts, None if given is None else given.shape[0])
+        kept = None
+        if type(self.model) is FlexOlmoMixtureModel and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            kept = KeptTokens(self.model, logits_to_keep)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -198,14 +208,18 @@ class FlexOlmoForCausalLM(
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_logits=output_router_logits,
-            active_experts=active_experts,
+            active_experts=selection,
+            kept_tokens=kept,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden_states = outputs.last_hidden_state
+        if kept is None or not kept.done:
+            hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
+        logits = self.lm_head(hidden_states)
         loss = None if labels is None else self.loss_function(logits, labels, self.vocab_size, **kwargs)
         aux_loss = None
         if output_router_logits:
-            aux_loss = self._load_balancing_loss(outputs.router_logits, attention_mask, active_experts)
+            aux_loss = self._load_balancing_loss(outputs.router_logits, attention_mask, selection)
             if loss is not None:
                 loss = loss + self.router_aux_loss_coef * aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(
@@ -219,15 +233,14 @@ class FlexOlmoForCausalLM(
         )
 
     def _load_balancing_loss(
-        self, router_logits: Any, attention_mask: torch.Tensor | None, selection: Selection | None
+        self, router_logits: Any, attention_mask: torch.Tensor | None, selection: Selection
     ) -> Any:
         # Upstream's loss counts the experts that have a logit; where rows differ, each token counts as many choices as
         # the row with the fewest experts has, so that nothing a row may not use is ever counted.
-        narrowest = self.num_experts if selection is None else selection.narrowest
         return upstream.load_balancing_loss_func(
             router_logits,
             router_logits[0].shape[-1] if router_logits else self.num_experts,
-            min(self.config.num_experts_per_tok, narrowest),
+            min(self.config.num_experts_per_tok, selection.narrowest),
             attention_mask,
         )
 

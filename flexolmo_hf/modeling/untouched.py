@@ -5,11 +5,13 @@ modules. All of them must be called. This runs for every module for every token:
 would take longer than a small model's products.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules import module as modules
+from transformers.utils import output_capturing
 
 
 def nothing_watches(tokens: torch.Tensor) -> bool:
@@ -39,9 +41,17 @@ def is_untouched(state: dict[str, Any]) -> bool:
     Args:
         state: The module's ``__dict__``.
     """
-    if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:
+    if state["_forward_pre_hooks"] or "forward" in state or state.get("_compiled_call_impl") is not None:
         return False
-    return state.get("_compiled_call_impl") is None
+    return not state["_forward_hooks"] or _only_records_nothing(state["_forward_hooks"].values())
+
+
+def _only_records_nothing(hooks: Iterable[Any]) -> bool:
+    # Once asked for router logits, hidden states or attentions, transformers leaves its hooks on the modules for good;
+    # in a call that asks for none of them they do nothing.
+    if output_capturing._active_collector.get():
+        return False
+    return all(getattr(hook, "__module__", None) == output_capturing.__name__ for hook in hooks)
 
 
 def plain_weight(linear_or_norm: nn.Module) -> torch.Tensor | None:

@@ -1,7 +1,9 @@
 """Opting out is exact: an expert that is off is neither computed nor routed to, and its absence leaves no trace."""
 
 import copy
+import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from flexolmo_hf import FlexOlmoConfig, FlexOlmoForCausalLM
 from flexolmo_hf.errors import (
+    ConfigurationError,
     DuplicateExpertError,
     EmptyExpertSetError,
     ExpertNotLoadedError,
@@ -230,3 +233,42 @@ def test_a_set_can_be_written_as_one_string_of_names(tmp_path):
         "public",
         "news",
     ]
+
+
+@pytest.mark.parametrize("change", ["assigned", "in place", "none"])
+@torch.no_grad()
+def test_a_set_that_is_written_into_the_configuration_is_not_passed_over(input_ids, change, tmp_path):
+    model = named_model()
+    if change == "none":
+        model.set_active_experts(["public", "math"])
+        model.config.active_experts = None
+    elif change == "assigned":
+        model.config.active_experts = ["public"]
+    else:
+        model.config.active_experts.remove("news")
+    shown = model.config.active_experts
+    for call in (model, model.model, model.generate, model.attribution):
+        with pytest.raises(ConfigurationError, match=re.escape(f"set to {shown} by hand")):
+            call(input_ids)
+    with pytest.raises(ConfigurationError, match="by hand"):
+        model.save_pretrained(tmp_path)
+    # Who names the experts in the call says what is meant.
+    expected = model(input_ids, active_experts=["public"]).logits
+    model.set_active_experts(["public"])
+    assert torch.equal(model(input_ids).logits, expected)
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@torch.no_grad()
+def test_configurations_that_are_shared_copied_or_replaced_by_equal_ones_are_followed(input_ids, copied):
+    config = FlexOlmoConfig(**{**TINY, "num_experts": 4, "expert_names": NAMES})
+    first, second = FlexOlmoForCausalLM(config), FlexOlmoForCausalLM(config)
+    second.set_active_experts(["public"])
+    first(input_ids)
+    COPIES[copied](second)(input_ids)
+    second.config = second.model.config = FlexOlmoConfig(**json.loads(second.config.to_json_string(use_diff=False)))
+    assert type(second.config.active_experts) is list
+    second(input_ids)
+    second.config = FlexOlmoConfig(**{**TINY, "num_experts": 4, "expert_names": NAMES})
+    with pytest.raises(ConfigurationError, match="by hand"):
+        second(input_ids)

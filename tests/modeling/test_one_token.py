@@ -266,6 +266,21 @@ def test_outputs_that_are_asked_for_are_the_modules(monkeypatch, input_ids):
 
 
 @torch.no_grad()
+def test_hooks_that_recorded_once_are_nobody_who_watches_later(input_ids, short):
+    model, ids = named_model(2), input_ids[:1, :1]
+    expected = model(ids).logits
+    model(ids, output_router_logits=True, output_hidden_states=True)
+    model.attribution(input_ids)
+    assert short["attention"] == [True, True, False, False, False, False]
+    assert torch.equal(model(ids).logits, expected)
+    assert short["attention"][-2:] == short["mixture"][-2:] == [True, True]
+    called = []
+    model.model.layers[0].mlp.gate.register_forward_hook(lambda *_: called.append(1))
+    model(ids)
+    assert called == [1]
+
+
+@torch.no_grad()
 def test_dropout_in_training_mode_is_not_left_out(input_ids, short):
     model = named_model(attention_dropout=0.5).train()
     model(input_ids[:1, :1])

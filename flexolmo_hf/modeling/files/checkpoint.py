@@ -183,9 +183,11 @@ class NamedExpertCheckpoint(ExpertParallel, ExpertSets):
             **kwargs: As upstream.
 
         Raises:
-            ConfigurationError: If the experts are spread over processes.
+            ConfigurationError: If the experts are spread over processes, or the configuration's set was changed by
+                hand.
         """
         refuse_spread(self.mixtures, "be saved")
+        self.refuse_set_by_hand()
         if self.config.router_bias:
             logger.warning_once(
                 "This checkpoint carries router biases, which stock transformers and vLLM do not read. "

@@ -1,0 +1,84 @@
+"""The last layer's mixture, run for those tokens alone whose logits are asked for.
+
+What a token's mixture computes is read by the next layer's attention, and after the last layer by the head. Before
+generation a prompt has one token whose logits are read: the last layer's mixture need not run for the others. Attention
+still runs for all, since every key and value goes into the cache.
+
+Shape letters: B batch, T tokens, n tokens that are kept, H hidden.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.modules import module as modules
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.flex_olmo import modeling_flex_olmo as upstream
+
+from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.mixture import FlexOlmoMixture
+from flexolmo_hf.modeling.router import FlexOlmoRouter
+from flexolmo_hf.modeling.untouched import is_untouched
+
+
+class KeptTokens:
+    """The tokens of one call whose logits are asked for.
+
+    Attributes:
+        done: Whether the last layer has left the others out.
+    """
+
+    def __init__(self, backbone: Any, which: int | torch.Tensor):
+        """Take note of a call.
+
+        Args:
+            backbone: The model below the head.
+            which: As upstream's ``logits_to_keep``.
+        """
+        self._backbone = backbone
+        self._which = which
+        self.done = False
+
+    def leave_others_out(self, layer: Any, tokens: int) -> bool:
+        """Tell whether a layer may leave the other tokens out after its attention, and note that it does.
+
+        Args:
+            layer: Any layer; only the last one may.
+            tokens: How many tokens each row has, T.
+
+        Returns:
+            False where nothing would be left out, or others would be missed: in outputs that are recorded, and by
+            hooks, other modules, or functions in the place of those that follow.
+        """
+        if layer is not self._backbone.layers[self._backbone.config.num_hidden_layers - 1]:
+            return False
+        if not 0 < self._count(tokens) < tokens or _forwards() != _FORWARDS:
+            return False
+        if modules._global_forward_hooks or modules._global_forward_pre_hooks or type(layer.mlp) is not FlexOlmoMixture:
+            return False
+        norms = (layer.post_attention_layernorm, layer.post_feedforward_layernorm, self._backbone.norm)
+        those_that_see = (layer, *layer.mlp.modules(), *norms, self._backbone)
+        self.done = all(is_untouched(module.__dict__) for module in those_that_see)
+        return self.done
+
+    def _count(self, tokens: int) -> int:
+        if isinstance(self._which, int):
+            return self._which
+        # Positions of its own for each row, and masks, are left to where the logits are made.
+        return len(self._which) if self._which.ndim == 1 else tokens
+
+    def of(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        """Return the kept tokens, ``(B, n, H)``."""
+        return slice_logits_to_keep(hidden_BTH, self._which)
+
+
+def _forwards() -> tuple[Any, ...]:
+    return (
+        upstream.FlexOlmoModel.forward,
+        FlexOlmoMixture.forward,
+        FlexOlmoRouter.forward,
+        FlexOlmoExpert.forward,
+    )
+
+
+# Some libraries replace what a whole class does.
+_FORWARDS = _forwards()
