@@ -116,8 +116,9 @@ def test_what_is_off_leaves_no_trace(ids):
 
 @pytest.mark.parametrize(
     "kept",
-    [0, 12, 99, torch.arange(12), torch.tensor([[0, 3], [5, 1]]), torch.eye(12)[:2] > 0, torch.arange(12) > 8],
-    ids=["all", "as many", "more", "positions", "of each row", "mask of each row", "mask"],
+    [0, 12, 99, torch.arange(12), torch.tensor([[0, 3], [5, 1]]), torch.eye(12)[:2] > 0, torch.arange(12) > 8]
+    + [torch.arange(0)],
+    ids=["all", "as many", "more", "positions", "of each row", "mask of each row", "mask", "none"],
 )
 @torch.no_grad()
 def test_all_tokens_run_where_none_can_be_left_out(ids, kept):
