@@ -61,7 +61,7 @@ lint: setup ## Run ruff (rules, format, docstrings) and mypy
 bench: setup ## Measure how fast checkpoints load
 	$(BIN)/python benchmarks/bench_loading.py
 
-bench-inference: setup ## Measure speed and memory of inference against stock, in about a quarter of an hour
+bench-inference: setup ## Measure speed and memory of inference against stock, in about twenty-five minutes
 	$(BIN)/python -m benchmarks.inference
 
 bench-train: setup ## Measure speed and memory of training an expert against stock, in about five minutes

@@ -1,4 +1,4 @@
 """How fast a model with named experts runs and how much memory it takes, against stock transformers.
 
-Run: python -m benchmarks.inference [--rounds 5] [--quick] [--output FOLDER]
+Run: python -m benchmarks.inference [--rounds 15] [--quick] [--output FOLDER]
 """

@@ -20,7 +20,7 @@ RESULTS = ROOT / "docs" / "benchmarks"
 
 
 def measure(settings: Settings, start: Callable[[str], Worker] = Worker) -> dict[str, Any]:
-    """Run all parts one after the other; about a quarter of an hour in full.
+    """Run all parts one after the other; about twenty-five minutes in full.
 
     Args:
         settings: What to measure.
@@ -42,7 +42,7 @@ def measure(settings: Settings, start: Callable[[str], Worker] = Worker) -> dict
         weights = write_checkpoint(folder, settings.main)
         write_checkpoint(tiny, QUICK.main)
         results["weights"] = weights.as_dict()
-        results["memory"] = memory.measure(folder, tiny, min(3, settings.rounds))
+        results["memory"] = memory.measure(folder, tiny, min(5, settings.rounds))
         with start("ours") as ours, start("stock") as stock:
             results["speed"] = speed.measure(ours, stock, str(folder), settings, results["weights"])
             ours.ask("load", folder=str(folder), per_token=settings.main.experts)

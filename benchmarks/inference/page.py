@@ -45,7 +45,7 @@ comes. Before their speed is compared, both have to give the same logits.
 
 Stock and ours live in a process each, and a third process tells them in turns to run a case once, so that a machine
 whose speed drifts is as fast for one as for the other. The number of timed runs is {settings["rounds"]}, at
-most 3 for loading and for growth, and their median counts; {settings["warm_ups"]} before them warm up.
+most 5 for loading and 3 for growth, and their median counts; {settings["warm_ups"]} before them warm up.
 Decoding is greedy, by hand: {settings["new_tokens"]} times forward and argmax after a prompt of {settings["prompt"]}
 tokens, which is not timed; so what `generate` adds is not in it. Weights are read from a warm file
 cache.""")
@@ -115,7 +115,7 @@ One load and one forward pass of 8 tokens, in a process of its own; the times ar
 Ours maps files: what is in the cache is used where it lies, so its load alone does not go with bytes. It builds modules
 and names tensors: {each * 1000:.2g} ms for an expert, and {rest * 1000:.2g} ms for all else, which no expert that is
 left out saves. Of what lies on the disk safetensors has the system read ahead all
-that is opened. The peak is the most resident memory the process ever had (VmHWM), mapped files and the libraries
+that is opened, the whole embedding too, so the goal for reading from disk expects the bytes of the files. The peak is the most resident memory the process ever had (VmHWM), mapped files and the libraries
 included; above the start means above what it held when the imports were done. In brackets: times the weights.""")
     return f"## Loading and memory\n\n{prose}\n\n{_table(head, rows)}"
 

@@ -39,7 +39,7 @@ class Settings:
         buffer: Bytes read to measure the memory's bandwidth; far beyond the cache.
     """
 
-    rounds: int = 5
+    rounds: int = 15
     warm_ups: int = 2
     main: Shape = Shape(1024, 2752, 8)
     per_token: tuple[int, ...] = (4, 7)
