@@ -114,9 +114,10 @@ def _memory(results: dict[str, Any]) -> str:
 One load and one forward pass of 8 tokens, in a process of its own; the times are those of the load alone / of both.
 Ours maps files: what is in the cache is used where it lies, so its load alone does not go with bytes. It builds modules
 and names tensors: {each * 1000:.2g} ms for an expert, and {rest * 1000:.2g} ms for all else, which no expert that is
-left out saves. Of what lies on the disk safetensors has the system read ahead all
-that is opened, the whole embedding too, so the goal for reading from disk expects the bytes of the files. The peak is the most resident memory the process ever had (VmHWM), mapped files and the libraries
-included; above the start means above what it held when the imports were done. In brackets: times the weights.""")
+left out saves. Of what lies on the disk safetensors has the system read ahead all that is opened, the whole embedding
+too, so the goal for reading from disk expects the bytes of the files. The peak is the most resident memory the process
+ever had (VmHWM), mapped files and the libraries included; above the start means above what it held when the imports
+were done. In brackets: times the weights.""")
     return f"## Loading and memory\n\n{prose}\n\n{_table(head, rows)}"
 
 

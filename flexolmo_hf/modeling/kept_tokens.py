@@ -49,7 +49,7 @@ class KeptTokens:
             False where nothing would be left out, or others would be missed: in outputs that are recorded, and by
             hooks, other modules, or functions in the place of those that follow.
         """
-        if layer is not self._backbone.layers[self._backbone.config.num_hidden_layers - 1]:
+        if not self._is_last(layer):
             return False
         if not 0 < self._count(tokens) < tokens or _forwards() != _FORWARDS:
             return False
@@ -60,11 +60,18 @@ class KeptTokens:
         self.done = all(is_untouched(module.__dict__) for module in those_that_see)
         return self.done
 
+    def _is_last(self, layer: Any) -> bool:
+        layers, count = self._backbone.layers, self._backbone.config.num_hidden_layers
+        if layer is not layers[min(count, len(layers)) - 1]:
+            return False
+        # Somebody may have put one layer in several places.
+        return sum(one is layer for one in layers) == 1
+
     def _count(self, tokens: int) -> int:
-        if isinstance(self._which, int):
-            return self._which
+        if isinstance(self._which, torch.Tensor) and self._which.ndim == 1:
+            return len(self._which)
         # Positions of its own for each row, and masks, are left to where the logits are made.
-        return len(self._which) if self._which.ndim == 1 else tokens
+        return self._which if isinstance(self._which, int) else tokens
 
     def of(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         """Return the kept tokens, ``(B, n, H)``."""

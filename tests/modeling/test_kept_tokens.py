@@ -241,6 +241,18 @@ def test_layers_that_are_left_out_have_no_say_in_which_is_last(ids):
     torch.testing.assert_close(found.logits, model(ids).logits[:, -1:], **NEAR)
 
 
+@pytest.mark.parametrize("places", [[0, 1], [0, 2, 2], [2, 0, 2]], ids=str)
+@torch.no_grad()
+def test_layers_that_somebody_has_moved_run_as_they_stand(ids, places):
+    model = named_model(num_hidden_layers=3)
+    layers = model.model.layers
+    model.model.layers = torch.nn.ModuleList([layers[place] for place in places])
+    expected = model(ids, use_cache=False).logits[:, -1:]
+    counts, found = routed(model, ids, logits_to_keep=1, use_cache=False)
+    torch.testing.assert_close(found.logits, expected, **NEAR)
+    assert (counts[-1] == len(ids)) == (places.count(places[-1]) == 1)
+
+
 @torch.no_grad()
 def test_a_backbone_of_another_class_sees_all_tokens(ids):
     model = named_model()
