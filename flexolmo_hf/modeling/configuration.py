@@ -1,6 +1,7 @@
 """The configuration: upstream's, plus the experts' names, the set in force and the router's bias."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
@@ -122,6 +123,20 @@ class FlexOlmoConfig(UpstreamFlexOlmoConfig):
         if config_dict.get("active_experts") is not None:
             config_dict = {**config_dict, "active_experts": parse_expert_set(config_dict["active_experts"], known)}
         return super().from_dict(config_dict, **kwargs)
+
+    def show(self, active: Iterable[str]) -> None:
+        """Show the set that a model has put in force; models may share a configuration."""
+        self.active_experts = list(active)
+        self._shown_experts = tuple(self.active_experts)
+
+    def shows_what_a_model_wrote(self) -> bool:
+        """Tell whether `active_experts` is still what a model wrote there."""
+        shown = self.active_experts
+        return shown is not None and tuple(shown) == getattr(self, "_shown_experts", None)
+
+    def _remove_keys_not_serialized(self, d: dict[str, Any]) -> None:
+        d.pop("_shown_experts", None)
+        super()._remove_keys_not_serialized(d)
 
     @property
     def loaded_indices(self) -> list[int]:

@@ -24,20 +24,6 @@ from flexolmo_hf.modeling.stamp import Stamp
 _CHANGING = Stamp()
 
 
-class ShownSet(list[str]):
-    """The set in force as the configuration shows it: whoever changes it there by hand is told, and not passed over.
-
-    Models may share a configuration, so that the one shown may be another model's.
-
-    Attributes:
-        written: The names as a model wrote them.
-    """
-
-    def __init__(self, names: Iterable[str]):
-        super().__init__(names)
-        self.written = tuple(self)
-
-
 class ExpertSets:
     """Expert names and the set in force, for a model made of `FlexOlmoMixture` layers."""
 
@@ -84,14 +70,18 @@ class ExpertSets:
             ConfigurationError: If `config.active_experts` was changed by hand, to other experts.
         """
         shown = self.config.active_experts
-        if isinstance(shown, ShownSet) and tuple(shown) == shown.written:
+        if self.config.shows_what_a_model_wrote():
             return
-        in_force = self.active_experts
-        if set(self.expert_names if shown is None else shown) != set(in_force):
-            raise ConfigurationError(
-                f"config.active_experts was set to {shown} by hand, which no model follows: {in_force} is in force.",
-                f"Choose with model.set_active_experts({shown}).",
-            )
+        in_force = self.mixtures[0].in_force
+        # Without names: another thread may be saving, with a configuration of its own.
+        everyone = in_force is None or len(in_force.names[0]) == len(self.mixtures[0].experts)
+        if everyone if shown is None else set(shown) == set(self.active_experts):
+            return
+        raise ConfigurationError(
+            f"config.active_experts was set to {shown} by hand, which no model follows: {self.active_experts} is in "
+            "force.",
+            f"Choose with model.set_active_experts({'[...]' if shown == [] else shown}).",
+        )
 
     def expert_position(self, name: str) -> int:
         """Return where an expert stands among those in memory.
@@ -131,7 +121,7 @@ class ExpertSets:
         """
         chosen = self._loaded_set(names) if names is not None else tuple(self.expert_names)
         selection = self._selection_of((chosen,))
-        self.config.active_experts = ShownSet(chosen)
+        self.config.show(chosen)
         for mixture in self.mixtures:
             mixture.in_force = selection
         self._active_experts_changed()
@@ -143,6 +133,7 @@ class ExpertSets:
         The set belongs to the model: threads that share one model share it too. A set for one call alone is given to
         the call: ``model(..., active_experts=...)``.
         """
+        self.refuse_set_by_hand()
         before = self.active_experts
         self.set_active_experts(names)
         try:
@@ -183,6 +174,8 @@ class ExpertSets:
             return self._selection_of((self._loaded_set(rows[0]),))
         if batch is not None and len(rows) != batch:
             _refuse_row_count(len(rows), batch)
+        if any(row is None for row in rows):
+            self.refuse_set_by_hand()
         in_force = tuple(self.active_experts)
         return self._selection_of(tuple(in_force if row is None else self._loaded_set(row) for row in rows))
 
@@ -248,6 +241,7 @@ class ExpertSets:
     @contextmanager
     def _changing_experts(self) -> Iterator[None]:
         """Refuse every call while layers are changed one after the other."""
+        self.refuse_set_by_hand()
         backbone, before = self.base_model, self.active_experts  # type: ignore[attr-defined]
         backbone._experts_stamp = _CHANGING
         try:

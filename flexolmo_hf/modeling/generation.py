@@ -49,6 +49,7 @@ class SetsInGeneration(ExpertSets):
         if kwargs.get("cache_implementation") == "paged":
             if active_experts is not None:
                 self._refuse_continuous_batching()
+            self.refuse_set_by_hand()
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         given = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
         selection = self.select_experts(active_experts, None if given is None else given.shape[0])
@@ -66,6 +67,8 @@ class SetsInGeneration(ExpertSets):
         self._refuse_in_settings(kwargs.get("generation_config"), *args)
         if active_experts is not None or kwargs.get("persistent_manager"):
             self._refuse_continuous_batching()
+        # What is raised in the thread that serves would be a line in its log.
+        self.refuse_set_by_hand()
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
 
     def _refuse_in_settings(self, *given: Any) -> None:

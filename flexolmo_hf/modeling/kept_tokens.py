@@ -10,14 +10,31 @@ Shape letters: B batch, T tokens, n tokens that are kept, H hidden.
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.modules import module as modules
+from transformers import activations
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 
 from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.few_rows import FewRowsLinear
+from flexolmo_hf.modeling.low_rank import LowRankDifference, LowRankExpert, NarrowExpert
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
+from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm
 from flexolmo_hf.modeling.router import FlexOlmoRouter
-from flexolmo_hf.modeling.untouched import is_untouched
+from flexolmo_hf.modeling.untouched import is_recording, is_untouched
+
+# The classes that work on each token by itself, and what runs them: some libraries replace that for a whole class.
+_BY_TOKEN: dict[type[nn.Module], Any] = {}
+
+
+def works_by_token(*classes: type[nn.Module]) -> None:
+    """Vouch for modules of exactly these classes: what they return for a token depends on no other token."""
+    _BY_TOKEN.update({made: made.forward for made in classes})
+
+
+works_by_token(FlexOlmoMixture, FlexOlmoRouter, FlexOlmoExpert, NarrowExpert, LowRankExpert, LowRankDifference)
+works_by_token(FewRowsLinear, FlexOlmoRMSNorm, nn.ModuleDict, upstream.FlexOlmoModel)
 
 
 class KeptTokens:
@@ -46,18 +63,18 @@ class KeptTokens:
             tokens: How many tokens each row has, T.
 
         Returns:
-            False where nothing would be left out, or others would be missed: in outputs that are recorded, and by
-            hooks, other modules, or functions in the place of those that follow.
+            False where nothing would be left out, or others would be missed: in outputs that are recorded, by a
+            compiler, by hooks, and by modules or functions of others in the place of those that follow.
         """
-        if not self._is_last(layer):
+        if torch.compiler.is_compiling() or not self._is_last(layer) or not 0 < self._count(tokens) < tokens:
             return False
-        if not 0 < self._count(tokens) < tokens or _forwards() != _FORWARDS:
-            return False
-        if modules._global_forward_hooks or modules._global_forward_pre_hooks or type(layer.mlp) is not FlexOlmoMixture:
+        if modules._global_forward_hooks or modules._global_forward_pre_hooks or is_recording():
             return False
         norms = (layer.post_attention_layernorm, layer.post_feedforward_layernorm, self._backbone.norm)
         those_that_see = (layer, *layer.mlp.modules(), *norms, self._backbone)
-        self.done = all(is_untouched(module.__dict__) for module in those_that_see)
+        self.done = all(made.forward is forward for made, forward in _BY_TOKEN.items()) and all(
+            _is_by_token(module) and is_untouched(module.__dict__) for module in those_that_see
+        )
         return self.done
 
     def _is_last(self, layer: Any) -> bool:
@@ -78,14 +95,6 @@ class KeptTokens:
         return slice_logits_to_keep(hidden_BTH, self._which)
 
 
-def _forwards() -> tuple[Any, ...]:
-    return (
-        upstream.FlexOlmoModel.forward,
-        FlexOlmoMixture.forward,
-        FlexOlmoRouter.forward,
-        FlexOlmoExpert.forward,
-    )
-
-
-# Some libraries replace what a whole class does.
-_FORWARDS = _forwards()
+def _is_by_token(module: nn.Module) -> bool:
+    made = type(module)
+    return made in _BY_TOKEN or made.__module__ in (activations.__name__, nn.modules.activation.__name__)

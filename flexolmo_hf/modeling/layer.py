@@ -13,7 +13,7 @@ from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 from flexolmo_hf.modeling import one_token
 from flexolmo_hf.modeling.configuration import FlexOlmoConfig
 from flexolmo_hf.modeling.few_rows import FewRowsLinear
-from flexolmo_hf.modeling.kept_tokens import KeptTokens
+from flexolmo_hf.modeling.kept_tokens import KeptTokens, works_by_token
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
 from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm
 from flexolmo_hf.modeling.selection import Selection
@@ -93,3 +93,6 @@ class FlexOlmoDecoderLayer(upstream.FlexOlmoDecoderLayer):
             mixed_BH = self.mlp(tokens_BH.view_as(hidden_B1H), selection).view_as(tokens_BH)
         tokens_BH = one_token.add_normed(tokens_BH, mixed_BH, self.post_feedforward_layernorm, weights.mixture_norm)
         return tokens_BH.view_as(hidden_B1H)
+
+
+works_by_token(FlexOlmoDecoderLayer)

@@ -20,7 +20,7 @@ from flexolmo_hf.modeling.few_rows import FewRowsLinear
 from flexolmo_hf.modeling.files.checkpoint import NamedExpertCheckpoint
 from flexolmo_hf.modeling.generation import SetsInGeneration
 from flexolmo_hf.modeling.implementation import ExpertsImplementation
-from flexolmo_hf.modeling.kept_tokens import KeptTokens
+from flexolmo_hf.modeling.kept_tokens import KeptTokens, works_by_token
 from flexolmo_hf.modeling.layer import FlexOlmoDecoderLayer
 from flexolmo_hf.modeling.live import LiveExperts
 from flexolmo_hf.modeling.names import parse_expert_set
@@ -114,6 +114,7 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
                 let_grow(part)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FlexOlmoMixtureModel":
+        self.refuse_set_by_hand()
         before = self.active_experts
         super()._apply(fn, recurse)
         # What was resolved holds tensors of the former device.
@@ -195,11 +196,15 @@ class FlexOlmoForCausalLM(
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
-        given = input_ids if input_ids is not None else inputs_embeds
-        selection = self.select_experts(active_experts, None if given is None else given.shape[0])
-        kept = None
+        if active_experts is not None:
+            given = input_ids if input_ids is not None else inputs_embeds
+            active_experts = self.select_experts(active_experts, None if given is None else given.shape[0])
+        elif isinstance(self.model, FlexOlmoMixtureModel) and not torch.compiler.is_compiling():
+            self.refuse_set_by_hand()
+        kept, more = None, {}
         if type(self.model) is FlexOlmoMixtureModel and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             kept = KeptTokens(self.model, logits_to_keep)
+            more = {"kept_tokens": kept}
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -208,8 +213,8 @@ class FlexOlmoForCausalLM(
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_logits=output_router_logits,
-            active_experts=selection,
-            kept_tokens=kept,
+            active_experts=active_experts,
+            **more,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -219,7 +224,7 @@ class FlexOlmoForCausalLM(
         loss = None if labels is None else self.loss_function(logits, labels, self.vocab_size, **kwargs)
         aux_loss = None
         if output_router_logits:
-            aux_loss = self._load_balancing_loss(outputs.router_logits, attention_mask, selection)
+            aux_loss = self._load_balancing_loss(outputs.router_logits, attention_mask, active_experts)
             if loss is not None:
                 loss = loss + self.router_aux_loss_coef * aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(
@@ -233,14 +238,15 @@ class FlexOlmoForCausalLM(
         )
 
     def _load_balancing_loss(
-        self, router_logits: Any, attention_mask: torch.Tensor | None, selection: Selection
+        self, router_logits: Any, attention_mask: torch.Tensor | None, selection: Selection | None
     ) -> Any:
         # Upstream's loss counts the experts that have a logit; where rows differ, each token counts as many choices as
         # the row with the fewest experts has, so that nothing a row may not use is ever counted.
+        narrowest = self.num_experts if selection is None else selection.narrowest
         return upstream.load_balancing_loss_func(
             router_logits,
             router_logits[0].shape[-1] if router_logits else self.num_experts,
-            min(self.config.num_experts_per_tok, selection.narrowest),
+            min(self.config.num_experts_per_tok, narrowest),
             attention_mask,
         )
 
@@ -273,3 +279,4 @@ class FlexOlmoForCausalLM(
 
 
 _BACKBONE_ARGUMENTS = known_arguments(upstream.FlexOlmoModel.forward) | {"active_experts"}
+works_by_token(FlexOlmoMixtureModel)

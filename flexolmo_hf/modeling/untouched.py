@@ -35,6 +35,11 @@ def nothing_watches(tokens: torch.Tensor) -> bool:
     return type(tokens) is torch.Tensor and not torch._C._are_functorch_transforms_active()
 
 
+def is_recording() -> bool:
+    """Tell whether this call is to return router logits, hidden states or attentions."""
+    return bool(output_capturing._active_collector.get())
+
+
 def is_untouched(state: dict[str, Any]) -> bool:
     """Tell whether nothing was put around a module or in the place of its ``forward``.
 
@@ -49,7 +54,7 @@ def is_untouched(state: dict[str, Any]) -> bool:
 def _only_records_nothing(hooks: Iterable[Any]) -> bool:
     # Once asked for router logits, hidden states or attentions, transformers leaves its hooks on the modules for good;
     # in a call that asks for none of them they do nothing.
-    if output_capturing._active_collector.get():
+    if is_recording():
         return False
     return all(getattr(hook, "__module__", None) == output_capturing.__name__ for hook in hooks)
 

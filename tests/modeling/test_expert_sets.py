@@ -272,3 +272,50 @@ def test_configurations_that_are_shared_copied_or_replaced_by_equal_ones_are_fol
     second.config = FlexOlmoConfig(**{**TINY, "num_experts": 4, "expert_names": NAMES})
     with pytest.raises(ConfigurationError, match="by hand"):
         second(input_ids)
+
+
+@pytest.mark.parametrize(
+    "use",
+    {
+        "moved": lambda model, ids: model.to(torch.float32),
+        "half": lambda model, ids: model.half(),
+        "with": lambda model, ids: model.use_experts("math").__enter__(),
+        "removed": lambda model, ids: model.remove_expert("news"),
+        "row without a set": lambda model, ids: model(ids[:2], active_experts=[None, ["public"]]),
+        "paged": lambda model, ids: model.generate(ids[:1], cache_implementation="paged", max_new_tokens=1),
+        "batch": lambda model, ids: model.generate_batch([[5, 6]], max_new_tokens=1),
+    }.items(),
+    ids=lambda use: use[0],
+)
+def test_whatever_relies_on_the_set_in_force_refuses_another_in_the_configuration(input_ids, use):
+    model = named_model()
+    model.config.active_experts = ["public"]
+    with pytest.raises(ConfigurationError, match="by hand"):
+        use[1](model, input_ids)
+    assert model.config.active_experts == ["public"]
+    assert model.active_experts == NAMES
+
+
+@torch.no_grad()
+def test_a_set_that_a_model_once_wrote_is_no_excuse(input_ids):
+    model, other = named_model(), named_model()
+    before = model.config.active_experts
+    model.set_active_experts(["public"])
+    model.config.active_experts = before
+    other.set_active_experts(["math"])
+    third = named_model()
+    third.config.active_experts = other.config.active_experts
+    for one in (model, third):
+        with pytest.raises(ConfigurationError, match="by hand"):
+            one(input_ids)
+    model.config.active_experts.clear()
+    with pytest.raises(ConfigurationError, match=r"set_active_experts\(\[\.\.\.\]\)"):
+        model(input_ids)
+
+
+def test_the_configuration_is_written_as_plain_values():
+    config = named_model().config
+    written = config.to_dict()
+    assert type(written["active_experts"]) is list
+    assert "_shown_experts" not in {*written, *config.to_diff_dict()}
+    assert "_shown_experts" not in config.to_json_string(use_diff=False)

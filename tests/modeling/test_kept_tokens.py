@@ -11,7 +11,11 @@ from transformers import StaticCache
 from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 
 from flexolmo_hf.modeling.expert import FlexOlmoExpert
+from flexolmo_hf.modeling.few_rows import FewRowsLinear
+from flexolmo_hf.modeling.layer import FlexOlmoDecoderLayer
 from flexolmo_hf.modeling.mixture import FlexOlmoMixture
+from flexolmo_hf.modeling.model import FlexOlmoMixtureModel
+from flexolmo_hf.modeling.norm import FlexOlmoRMSNorm
 from flexolmo_hf.modeling.router import FlexOlmoRouter
 from tests.modeling.test_expert_sets import named_model, poison
 
@@ -181,7 +185,18 @@ def test_whoever_watches_all_modules_sees_all_tokens(ids, register):
 
 
 @pytest.mark.parametrize(
-    "owner", [upstream.FlexOlmoModel, FlexOlmoMixture, FlexOlmoRouter, FlexOlmoExpert], ids=lambda owner: owner.__name__
+    "owner",
+    [
+        upstream.FlexOlmoModel,
+        FlexOlmoMixtureModel,
+        FlexOlmoDecoderLayer,
+        FlexOlmoMixture,
+        FlexOlmoRouter,
+        FlexOlmoExpert,
+        FewRowsLinear,
+        FlexOlmoRMSNorm,
+    ],
+    ids=lambda owner: owner.__name__,
 )
 @torch.no_grad()
 def test_what_a_library_replaces_for_a_whole_class_sees_all_tokens(monkeypatch, ids, owner):
@@ -190,17 +205,31 @@ def test_what_a_library_replaces_for_a_whole_class_sees_all_tokens(monkeypatch, 
     assert routed(model, ids, logits_to_keep=1)[0] == [ids.numel()] * 2
 
 
+@pytest.mark.parametrize("name", [name for name in those_that_follow(named_model()) if name != "backbone"])
 @torch.no_grad()
-def test_a_mixture_of_another_class_sees_all_tokens(ids):
-    class Another(FlexOlmoMixture):
-        def forward(self, *args):
-            return super().forward(*args).cumsum(1)
-
+def test_a_module_of_another_class_sees_all_tokens(ids, name):
     model = named_model()
-    model.model.layers[-1].mlp.__class__ = Another
+    module = those_that_follow(model)[name]
+
+    class Another(type(module)):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            return output.cumsum(1) if isinstance(output, torch.Tensor) and output.ndim == 3 else output
+
+    module.__class__ = Another
     counts, found = routed(model, ids, logits_to_keep=1)
     assert counts == [ids.numel()] * 2
     torch.testing.assert_close(found.logits, model(ids).logits[:, -1:], **NEAR)
+
+
+@torch.no_grad()
+def test_low_rank_and_narrow_experts_and_other_activations_are_known(ids):
+    forms = {"math": {"rank": 4}, "news": {"width": 20}}
+    for changes in ({"expert_forms": forms}, {"hidden_act": "gelu_new"}, {"hidden_act": "relu"}):
+        model = named_model(2, **changes)
+        counts, found = routed(model, ids, logits_to_keep=1)
+        assert sum(counts) == ids.numel() + len(ids)
+        torch.testing.assert_close(found.logits, model(ids).logits[:, -1:], **NEAR)
 
 
 @pytest.mark.parametrize("where", ["call", "configuration"])
@@ -266,6 +295,43 @@ def test_a_backbone_of_another_class_sees_all_tokens(ids):
     expected = model(ids).logits[:, -1:]
     model.model.__class__ = Probed
     torch.testing.assert_close(model(ids, logits_to_keep=1).logits, expected, **NEAR)
+
+
+@torch.no_grad()
+def test_a_backbone_in_a_wrapper_and_one_that_is_compiled_see_all_tokens(ids):
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, input_ids=None, output_router_logits=None, active_experts=None, **kwargs):
+            return self.inner(input_ids, active_experts=active_experts, **kwargs)
+
+    model, other = named_model(), named_model()
+    expected, of_other = (one(ids).logits[:, -1:] for one in (model, other))
+    model.model = Wrapped(model.model)
+    torch.testing.assert_close(model(ids, logits_to_keep=1).logits, expected, **NEAR)
+    other.model.compile(backend="eager")
+    torch.testing.assert_close(other(ids, logits_to_keep=1).logits, of_other, **NEAR)
+
+
+@torch.no_grad()
+def test_hidden_states_are_whole_where_a_layer_has_come_without_the_hook_that_records_it(ids):
+    model = named_model()
+    fresh = copy.deepcopy(model.model.layers[-1])
+    model(ids, output_hidden_states=True)
+    model.model.layers[-1] = fresh
+    found = model(ids, output_hidden_states=True, logits_to_keep=1)
+    assert found.hidden_states[-1].shape[:2] == ids.shape
+    assert found.logits.shape[1] == 1
+
+
+@torch.no_grad()
+def test_a_loss_is_told_nothing_new(ids):
+    model, told = named_model(), {}
+    model.loss_function = lambda *args, **kwargs: told.update(kwargs) or torch.zeros(())
+    model(ids, labels=ids, logits_to_keep=1, num_items_in_batch=3)
+    assert told == {"num_items_in_batch": 3}
 
 
 @torch.no_grad()
