@@ -49,7 +49,6 @@ class SetsInGeneration(ExpertSets):
         if kwargs.get("cache_implementation") == "paged":
             if active_experts is not None:
                 self._refuse_continuous_batching()
-            self.refuse_set_by_hand()
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         given = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
         selection = self.select_experts(active_experts, None if given is None else given.shape[0])

@@ -269,6 +269,8 @@ def test_configurations_that_are_shared_copied_or_replaced_by_equal_ones_are_fol
     second.config = second.model.config = FlexOlmoConfig(**json.loads(second.config.to_json_string(use_diff=False)))
     assert type(second.config.active_experts) is list
     second(input_ids)
+    first.config.active_experts = None
+    first(input_ids)
     second.config = FlexOlmoConfig(**{**TINY, "num_experts": 4, "expert_names": NAMES})
     with pytest.raises(ConfigurationError, match="by hand"):
         second(input_ids)

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 
+from flexolmo_hf.errors import ConfigurationError
 from flexolmo_hf.modeling.expert import FlexOlmoExpert
 from flexolmo_hf.modeling.few_rows import FewRowsLinear
 from flexolmo_hf.modeling.layer import FlexOlmoDecoderLayer
@@ -311,8 +313,14 @@ def test_a_backbone_in_a_wrapper_and_one_that_is_compiled_see_all_tokens(ids):
     expected, of_other = (one(ids).logits[:, -1:] for one in (model, other))
     model.model = Wrapped(model.model)
     torch.testing.assert_close(model(ids, logits_to_keep=1).logits, expected, **NEAR)
-    other.model.compile(backend="eager")
-    torch.testing.assert_close(other(ids, logits_to_keep=1).logits, of_other, **NEAR)
+    model.config.active_experts = ["public"]
+    with pytest.raises(ConfigurationError, match="by hand"):
+        model(ids)
+    counter = CompileCounter()
+    other.model.forward = torch.compile(other.model.forward, backend=counter)
+    for kept in (1, 2, 3):
+        torch.testing.assert_close(other(ids, logits_to_keep=kept).logits[:, -1:], of_other, **NEAR)
+    assert counter.frame_count == 1
 
 
 @torch.no_grad()
