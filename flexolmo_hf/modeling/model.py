@@ -81,6 +81,8 @@ class FlexOlmoMixtureModel(ExpertsImplementation, NamedExpertCheckpoint, upstrea
             **kwargs: As upstream; a head passes those it does not know on.
         """
         refuse_unknown(kwargs, _BACKBONE_ARGUMENTS)
+        if not isinstance(kept_tokens, KeptTokens | None):
+            refuse_unknown(["kept_tokens"], _BACKBONE_ARGUMENTS)
         cache = kwargs.get("past_key_values", args[2] if len(args) > 2 else None)
         given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         selection = self.select_experts(active_experts, None if given is None else given.shape[0])
@@ -201,6 +203,8 @@ class FlexOlmoForCausalLM(
             active_experts = self.select_experts(active_experts, None if given is None else given.shape[0])
         elif isinstance(self.model, FlexOlmoMixtureModel) and not torch.compiler.is_compiling():
             self.refuse_set_by_hand()
+        # The backbone's own, which a caller cannot give.
+        refuse_unknown(kwargs.keys() & {"kept_tokens"}, _BACKBONE_ARGUMENTS)
         kept, more = None, {}
         if type(self.model) is FlexOlmoMixtureModel and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             kept = KeptTokens(self.model, logits_to_keep)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 from transformers.models.flex_olmo import modeling_flex_olmo as upstream
 
-from flexolmo_hf.errors import ConfigurationError
+from flexolmo_hf.errors import ConfigurationError, UnknownArgumentError
 from flexolmo_hf.modeling.expert import FlexOlmoExpert
 from flexolmo_hf.modeling.few_rows import FewRowsLinear
 from flexolmo_hf.modeling.layer import FlexOlmoDecoderLayer
@@ -356,3 +356,11 @@ def test_copies_leave_out_in_layers_of_their_own(ids):
     with all_tokens(model):
         counts, _ = routed(other, ids, logits_to_keep=1)
     assert sum(counts) == ids.numel() + len(ids)
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_a_caller_who_gives_them_is_told_that_nothing_reads_them(ids, learning):
+    model = named_model()
+    for call in (model, model.model):
+        with torch.set_grad_enabled(learning), pytest.raises(UnknownArgumentError, match="kept_tokens"):
+            call(ids, kept_tokens=3)
