@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.inference.goals import case_title, expected_part, goals, read_fraction
+from benchmarks.inference.goals import case_title, expected_part, goals, part_of_files, read_fraction
 
 GROWTH = {"experts": "experts", "prompt": "prompt tokens", "hidden": "hidden size"}
 
@@ -89,7 +89,7 @@ experts for all tokens.""")
 
 def _memory(results: dict[str, Any]) -> str:
     medians, weights = results["memory"]["medians"], results["weights"]
-    part = weights["embedding"] + weights["always"] + 2 * weights["expert"]
+    part = part_of_files(weights, 2) * weights["total"]
     held = {"stock": weights["total"], "ours": weights["total"], "subset": part}
     titles = {"stock": "stock", "ours": "ours", "subset": "ours, 2 of 7"}
     rows = []
